@@ -1,0 +1,1 @@
+"""Examples to batches: packing, host sharding, position, global arrays."""

@@ -1,0 +1,1 @@
+"""Batches to logits, loss and decoded tokens: pure functions of arrays and parameters."""

@@ -1,0 +1,74 @@
+"""The shape of a T5 model and how it is computed: everything the network needs to know."""
+
+import dataclasses
+from typing import Literal
+
+from t5x_lite.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A T5 encoder-decoder, bound in gin/models/*.gin.
+
+    Sizes and defaults are those of the T5 paper and of the public T5 1.1 configurations.
+
+    Args:
+      vocab_size: rows of the embedding table; at least the vocabulary's size.
+      embed_dim: width of the residual stream (d_model).
+      num_heads: attention heads.
+      head_dim: width of a head (d_kv).
+      mlp_dim: hidden width of the feed-forward layers (d_ff).
+      encoder_layers: layers of the encoder.
+      decoder_layers: layers of the decoder.
+      mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1: their product gates.
+      tied_head: the logits use the embedding table, scaled by embed_dim ** -0.5 (T5 1.0).
+      relative_buckets: buckets of the relative-position bias.
+      relative_max_distance: distance from which all positions share the last bucket.
+      dropout_rate: rate at the stack inputs and outputs, residual branches, hidden units and attention weights.
+      norm_epsilon: added to the mean square in RMSNorm.
+      dtype: type of activations and of weights at their point of use. Parameters are float32.
+      scan_layers: compile one layer and loop over it; otherwise the layers are unrolled. Same parameters.
+      remat: "none" keeps all activations for the backward pass, "dots" keeps the outputs of matrix
+        products with weights, "full" keeps only the input of each layer.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+
+    vocab_size: int = 32128
+    embed_dim: int = 512
+    num_heads: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    encoder_layers: int = 8
+    decoder_layers: int = 8
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    tied_head: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    dropout_rate: float = 0.0
+    norm_epsilon: float = 1e-6
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    scan_layers: bool = True
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "encoder_layers", "decoder_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise _wrong(name, value, "a positive whole number")
+        for name, choices in (("dtype", ("bfloat16", "float32")), ("remat", ("none", "dots", "full"))):
+            if getattr(self, name) not in choices:
+                raise _wrong(name, getattr(self, name), " or ".join(choices))
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise _wrong("dropout_rate", self.dropout_rate, "at least 0 and below 1", "DROPOUT_RATE")
+        unknown = set(self.mlp_activations) - {"relu", "gelu", "linear", "silu"}
+        if unknown or not self.mlp_activations:
+            raise _wrong("mlp_activations", self.mlp_activations, "made of relu, gelu, silu and linear")
+
+
+def _wrong(name: str, value, expected: str, macro: str | None = None) -> UserError:
+    return UserError(
+        f"Architecture.{name} is {value!r}", f"it must be {expected}", f"Set --gin.{macro or 'architecture.Architecture.' + name}"
+    )

@@ -1,0 +1,140 @@
+"""Multi-head attention of T5: no 1/sqrt(K) scale, an additive position bias, a boolean mask.
+
+The bias [1, H, Q, K] and the mask [B, 1, Q, K] stay apart: folded into one, their
+gradient would be accumulated for every row of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from t5x_lite.model.architecture import Architecture
+from t5x_lite.model.layers import Dense, dropout, parameter
+from t5x_lite.parallel.partition import Rules
+
+Array = jax.Array
+
+# Finite, so that a row without any visible key gives a uniform softmax and not NaN.
+MASKED = -1e9
+
+
+def dot_product_attention(
+    query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None, rate: float, drop_key: Array | None
+) -> Array:
+    """softmax(query . key + bias) . value, the softmax in float32.
+
+    Args:
+      query: [B, Q, H, K].
+      key, value: [B, S, H, K].
+      bias: [1, H, Q, S] or None.
+      mask: boolean, True where a query sees a key; broadcasts to [B, H, Q, S]. None: all.
+      rate: dropout of the attention weights, shared over queries.
+      drop_key: PRNG key, or None outside training.
+
+    Returns:
+      [B, Q, H, K] in the type of `query`.
+    """
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    weights = dropout(weights, rate, drop_key, broadcast=(-2,))
+    return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+
+
+class Attention(nnx.Module):
+    """Projections around `dot_product_attention`.
+
+    Kernels are 2-D, [D, H*K]: Adafactor factors their second moments.
+    The query kernel starts smaller by sqrt(K), which stands in for the absent scale.
+    """
+
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layers: int):
+        width = arch.num_heads * arch.head_dim
+
+        def dense(shape, axes, std):
+            return Dense(parameter(rngs.params(), shape, axes, std, layers), axes, rules, arch.dtype)
+
+        inward, outward = (arch.embed_dim, width), (width, arch.embed_dim)
+        self.query = dense(inward, ("embed", "heads"), (arch.embed_dim * arch.head_dim) ** -0.5)
+        self.key = dense(inward, ("embed", "heads"), arch.embed_dim**-0.5)
+        self.value = dense(inward, ("embed", "heads"), arch.embed_dim**-0.5)
+        self.out = dense(outward, ("heads", "embed"), width**-0.5)
+        self.heads, self.rules, self.rate = arch.num_heads, rules, arch.dropout_rate
+
+    def _split(self, x: Array) -> Array:
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        return jnp.reshape(x, shape, out_sharding=self.rules.spec("batch", "length", "heads", None))
+
+    def keys_values(self, source: Array) -> tuple[Array, Array]:
+        """Keys and values [B, S, H, K] of `source` [B, S, D]."""
+        axes = ("batch", "length", "heads")
+        return self._split(self.key(source, axes)), self._split(self.value(source, axes))
+
+    def __call__(
+        self,
+        x: Array,
+        keys_values: tuple[Array, Array],
+        bias: Array | None = None,
+        mask: Array | None = None,
+        drop_key: Array | None = None,
+    ) -> Array:
+        """[B, Q, D] attending to the given keys and values [B, S, H, K], back to [B, Q, D]."""
+        query = self._split(self.query(x, ("batch", "length", "heads")))
+        attended = dot_product_attention(query, *keys_values, bias, mask, self.rate, drop_key)
+        joined = jnp.reshape(
+            attended, (*x.shape[:2], -1), out_sharding=self.rules.spec("batch", "length", "heads")
+        )
+        return self.out(joined, ("batch", "length", None))
+
+
+def relative_bucket(relative: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of each relative position (key minus query): exact when near, logarithmic when far.
+
+    Source: T5 paper, section 2.1; Mesh TensorFlow's `_relative_position_bucket`.
+
+    Args:
+      relative: integer array of key position minus query position.
+      bidirectional: half the buckets are for keys after the query; otherwise those share bucket 0.
+      buckets: number of buckets.
+      max_distance: distances from here on share the last bucket.
+
+    Returns:
+      int32 array in [0, buckets), of the same shape.
+    """
+    offset = np.zeros_like(relative)
+    distance = -relative
+    if bidirectional:
+        buckets //= 2
+        offset = (distance < 0) * buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(distance, 0)
+    exact = buckets // 2
+    # float32 as in the reference: a double would move a distance that falls on a boundary.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(max_distance / exact)
+    far = np.minimum(exact + (ratio * (buckets - exact)).astype(np.int32), buckets - 1)
+    return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class RelativeBias(nnx.Module):
+    """One learned scalar for each head and bucket, shared by all layers of a stack."""
+
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, bidirectional: bool):
+        # Replicated: the table is tiny, and its heads need not divide over the mesh.
+        shape = (arch.num_heads, arch.relative_buckets)
+        self.rel_embedding = parameter(rngs.params(), shape, (None, None), arch.num_heads**-0.5)
+        self.bidirectional, self.max_distance = bidirectional, arch.relative_max_distance
+        self.rules, self.dtype = rules, arch.dtype
+
+    def __call__(self, queries: int, keys: int) -> Array:
+        """[1, H, Q, K]."""
+        relative = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+        table = self.rel_embedding[...].astype(self.dtype)
+        buckets = relative_bucket(relative, self.bidirectional, table.shape[1], self.max_distance)
+        bias = table.T.at[buckets].get(out_sharding=jax.sharding.PartitionSpec())
+        return jax.sharding.reshard(bias.transpose(2, 0, 1)[None], self.rules.spec(None, "heads", None, None))

@@ -1,0 +1,1 @@
+"""Mesh, logical axes to shardings, multi-host start, chip table."""
