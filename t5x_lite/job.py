@@ -13,8 +13,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.parallel.partition import Partition
 
-Schedule = Callable[[int], float]
-
 # What a verb that neither reads data nor writes can do without.
 UNUSED_WHEN_DRY = ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "VOCABULARY")
 
@@ -26,9 +24,8 @@ class Job:
     Args:
       model: the architecture.
       partition: mesh and axis rules.
-      optimizer: a function of the learning-rate schedule that returns an optax transformation of one
-        parameter's gradient; stacked layers are mapped over.
-      learning_rate: step -> learning rate.
+      optimizer: an optax transformation without its learning rate; it sees each layer's parameters alone.
+      learning_rate: step -> learning rate, which multiplies the optimizer's updates.
       mixture_or_task_name: seqio name of the training data (MIXTURE_OR_TASK_NAME).
       mixture_or_task_module: Python module that registers it, None for the shipped ones.
       feature_lengths: tokens of "inputs" and "targets" in a row of the batch (TASK_FEATURE_LENGTHS).
@@ -58,8 +55,8 @@ class Job:
 
     model: Architecture
     partition: Partition
-    optimizer: Callable[[Schedule], optax.GradientTransformation]
-    learning_rate: Schedule
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[int], float]
     mixture_or_task_name: str | None
     feature_lengths: Mapping[str, int]
     train_steps: int

@@ -139,7 +139,7 @@ class T5(nnx.Module):
         with jax.named_scope("encoder"):
             x = dropout(self.token_embedder(tokens), self.arch.dropout_rate, start, broadcast=(-2,))
             bias = stack.relpos_bias(length, length)
-            mask = visible(tokens, tokens) if segments is None else same_segment(segments, segments)
+            mask = visible(tokens) if segments is None else same_segment(segments, segments)
             keys = None if loop is None else jax.random.split(loop, stack.count)
             x, _ = stack.over_layers(lambda layer, x, k: (layer(x, bias, mask, k), None), x, keys)
             return stack.finish(x, end, broadcast=())
@@ -172,7 +172,7 @@ class T5(nnx.Module):
             bias = stack.relpos_bias(length, length)
             self_mask = causal(length)
             if segments is None:
-                cross_mask = visible(jnp.ones_like(inputs), encoder_tokens)
+                cross_mask = visible(encoder_tokens)
             else:
                 self_mask = self_mask & same_segment(segments, segments)
                 cross_mask = same_segment(segments, encoder_segments)
@@ -200,9 +200,8 @@ class T5(nnx.Module):
         return self.decode(batch["decoder_input_tokens"], encoded, tokens, segments, encoder_segments, decoder_key)
 
 
-def visible(queries: Array, keys: Array) -> Array:
+def visible(keys: Array) -> Array:
     """[B, 1, 1, K] mask of the keys that are not padding (id 0)."""
-    del queries
     return (keys > 0)[:, None, None, :]
 
 

@@ -1,0 +1,34 @@
+"""Floating-point operations of one training step, counted from shapes.
+
+Counted: matrix products of encoder and decoder, attention over the full square of positions (causal
+products are not halved), and the logits; a multiply-add is two. The backward pass costs twice the
+forward. Not counted: norms, softmax, embedding lookup, optimizer, and what remat computes again. This
+is the numerator of "model FLOPs utilisation" (PaLM, appendix B), with each stack's own length.
+"""
+
+from t5x_lite.model.architecture import Architecture
+
+
+def forward(arch: Architecture, inputs: int, targets: int) -> int:
+    """Operations of one row of `inputs` input and `targets` target tokens, forward only."""
+    width = arch.num_heads * arch.head_dim
+    mlp = arch.embed_dim * arch.mlp_dim * (len(arch.mlp_activations) + 1)
+    projection = arch.embed_dim * width
+
+    def attention(queries: int, keys: int) -> int:
+        return 2 * queries * keys * width
+
+    encoder = inputs * (4 * projection + mlp) + attention(inputs, inputs)
+    decoder = (
+        targets * (4 * projection + 2 * projection + mlp)
+        + inputs * 2 * projection
+        + attention(targets, targets)
+        + attention(targets, inputs)
+    )
+    head = targets * arch.embed_dim * arch.vocab_size
+    return 2 * (arch.encoder_layers * encoder + arch.decoder_layers * decoder + head)
+
+
+def train_step(arch: Architecture, batch: int, inputs: int, targets: int) -> int:
+    """Operations of one optimizer step on `batch` rows."""
+    return 3 * batch * forward(arch, inputs, targets)

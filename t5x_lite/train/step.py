@@ -1,0 +1,119 @@
+"""One optimizer step: gradients of a batch in microbatches, then the update unless something is not finite."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+Array = jax.Array
+Batch = dict[str, Array]
+# (params, batch, key) -> (summed loss, sums that metrics are made of, `weight` among them)
+LossFn = Callable[[dict, Batch, Array], tuple[Array, dict[str, Array]]]
+
+
+def initial_state(params: dict, tx: optax.GradientTransformation) -> dict:
+    """The training state, a plain nested dict: step, parameters, optimizer state, and skipped steps."""
+    zero = jnp.zeros((), jnp.int32)
+    return {
+        "step": zero,
+        "params": params,
+        "opt_state": tx.init(params),
+        "nonfinite_steps": zero,
+        "nonfinite_in_a_row": zero,
+    }
+
+
+def accumulate(loss_fn: LossFn, params: dict, batch: Batch, key: Array, microbatches: int):
+    """Gradient of the summed loss and summed metrics, over `microbatches` equal parts of the batch.
+
+    Rows are dealt out so that every device keeps its own: part m holds rows m, m + microbatches, ...
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        (_, sums), grads = grad_fn(params, batch, key)
+        return grads, sums
+
+    def deal(x):
+        spec = jax.typeof(x).sharding.spec
+        shape = (x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        dealt = jnp.reshape(x, shape, out_sharding=PartitionSpec(spec[0], None, *spec[1:]))
+        return jnp.swapaxes(dealt, 0, 1)
+
+    def one(total, inputs):
+        part, index = inputs
+        (_, sums), grads = grad_fn(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+    parts = jax.tree.map(deal, batch)
+    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding.spec if s.sharding else None),
+        (shapes[1], shapes[0][1]),
+    )
+    (grads, sums), _ = jax.lax.scan(one, zeros, (parts, jnp.arange(microbatches)))
+    return grads, sums
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    learning_rate: Callable[[Array], Array],
+    seed: int,
+    microbatches: int = 1,
+    normalizer: float | None = None,
+) -> Callable[[dict, Batch], tuple[dict, dict[str, Array]]]:
+    """The pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer state as they are; it
+    counts as a step of data and of the schedule.
+
+    Args:
+      loss_fn: summed loss of a batch and its metric sums.
+      tx: optimizer without its learning rate.
+      learning_rate: of the state's step.
+      seed: of dropout; each step's key is fold_in(seed, step).
+      microbatches: parts of the batch computed one after the other.
+      normalizer: divisor of the summed loss; None: the number of target tokens of the batch.
+    """
+
+    def train_step(state: dict, batch: Batch) -> tuple[dict, dict[str, Array]]:
+        step, params = state["step"], state["params"]
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        grads, sums = accumulate(loss_fn, params, batch, key, microbatches)
+        divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
+        rate = learning_rate(step)
+
+        def apply(_):
+            updates, opt_state = tx.update(grads, state["opt_state"], params)
+            updates = jax.tree.map(lambda u: -rate * u, updates)
+            return optax.apply_updates(params, updates), opt_state, optax.global_norm(updates)
+
+        def skip(_):
+            return params, state["opt_state"], jnp.zeros((), jnp.float32)
+
+        with jax.named_scope("optimizer"):
+            new_params, opt_state, update_norm = jax.lax.cond(finite, apply, skip, None)
+        new_state = {
+            "step": step + 1,
+            "params": new_params,
+            "opt_state": opt_state,
+            "nonfinite_steps": state["nonfinite_steps"] + ~finite,
+            "nonfinite_in_a_row": jnp.where(finite, 0, state["nonfinite_in_a_row"] + 1),
+        }
+        metrics = {
+            **sums,
+            "grad_norm": grad_norm,
+            "update_norm": update_norm,
+            "learning_rate": rate,
+            "finite": finite,
+            "nonfinite_in_a_row": new_state["nonfinite_in_a_row"],
+            "nonfinite_steps": new_state["nonfinite_steps"],
+        }
+        return new_state, metrics
+
+    return train_step
