@@ -1,0 +1,181 @@
+"""Global batches for the training loop, produced ahead in a thread, with the position after each save step.
+
+Row r of the global batch always comes from the same data shard, so the batches
+are the same on any number of hosts that divides the shards.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from t5x_lite.data.packing import encoder_decoder, fill
+from t5x_lite.data.streams import Stream
+from t5x_lite.errors import UserError
+
+Batch = dict[str, jax.Array]
+
+# Batches ready on the device before they are needed.
+_AHEAD = 2
+
+
+def owned_shards(shards: int, batch_size: int, process: int, processes: int) -> list[int]:
+    """The data shards of one host: whole shards, in order.
+
+    Raises:
+      UserError: the shards do not divide over the hosts, or the batch over the shards.
+    """
+    if shards % processes:
+        raise UserError(
+            f"DATA_SHARDS={shards} does not divide over {processes} hosts",
+            "each host owns whole data shards",
+            f"set --gin.DATA_SHARDS={processes * max(1, round(shards / processes))}",
+        )
+    if batch_size % shards:
+        raise UserError(
+            f"BATCH_SIZE={batch_size} does not divide by DATA_SHARDS={shards}",
+            "each data shard gives the same number of rows to a batch",
+            f"set --gin.BATCH_SIZE={shards * max(1, round(batch_size / shards))} or another --gin.DATA_SHARDS",
+        )
+    each = shards // processes
+    return list(range(process * each, (process + 1) * each))
+
+
+def check_batch(batch_size: int, microbatches: int, parts: int) -> None:
+    """Refuses a batch that does not divide over the mesh.
+
+    Args:
+      batch_size: rows of the global batch.
+      microbatches: parts computed one after the other.
+      parts: how many devices' shares the mesh cuts a batch into.
+
+    Raises:
+      UserError: it does not divide.
+    """
+    if batch_size % (microbatches * parts):
+        unit = microbatches * parts
+        raise UserError(
+            f"BATCH_SIZE={batch_size} does not divide over {parts} device{'s' * (parts != 1)} "
+            f"in {microbatches} microbatch{'es' * (microbatches != 1)}",
+            f"every device takes the same number of rows, so it must be a multiple of {unit}",
+            f"set --gin.BATCH_SIZE={unit * max(1, round(batch_size / unit))}, --gin.MICROBATCHES or another partition",
+        )
+
+
+def to_global(features: Mapping[str, np.ndarray], shardings: Mapping[str, jax.sharding.Sharding]) -> Batch:
+    """This host's rows as its part of global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in features.items()
+    }
+
+
+class TrainBatches:
+    """Iterates over (batch, snapshot): the snapshot is the data position after that batch, or None.
+
+    Args:
+      open_streams: makes this host's streams by shard number; called in the producing thread, so
+        that building a pipeline and compiling the step overlap.
+      restore: positions by shard number to go on from, or None to start at the beginning.
+      lengths: tokens of each feature in a row.
+      rows: rows that each shard gives to a batch.
+      pack: rows may hold several examples.
+      place: puts this host's rows onto the devices.
+      first_step: the step that the first batch trains.
+      last_step: the step after which no batch is needed.
+      snapshot_after: whether a snapshot is wanted after the batch that completes a given step.
+    """
+
+    def __init__(
+        self,
+        open_streams: Callable[[], Mapping[int, Stream]],
+        restore: Mapping[int, bytes] | None,
+        lengths: Mapping[str, int],
+        rows: int,
+        pack: bool,
+        place: Callable[[Mapping[str, np.ndarray]], Batch],
+        first_step: int,
+        last_step: int,
+        snapshot_after: Callable[[int], bool],
+    ):
+        self._open_streams, self._restore = open_streams, restore
+        self._lengths, self._rows, self._pack, self._place = lengths, rows, pack, place
+        self._steps, self._snapshot_after = range(first_step + 1, last_step + 1), snapshot_after
+        self._queue: queue.Queue = queue.Queue(maxsize=_AHEAD)
+        self._stop = threading.Event()
+        self.waited = 0.0  # seconds that the consumer has waited for a batch
+        self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._thread.start()
+
+    def _produce(self) -> None:
+        try:
+            streams = self._open_streams()
+            for shard, position in (self._restore or {}).items():
+                streams[shard].restore(position)
+            self._restore = None
+            for done in self._steps:
+                rows = [row for shard in sorted(streams) for row in self._take(streams[shard], shard)]
+                batch = self._place(encoder_decoder(fill(rows, self._lengths), self._pack))
+                stopping = self._stop.is_set()
+                wanted = stopping or self._snapshot_after(done)
+                snapshot = {s: streams[s].position() for s in streams} if wanted else None
+                self._queue.put((batch, snapshot))
+                if stopping:
+                    break
+            self._queue.put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._queue.put(error)
+
+    def _take(self, stream: Stream, shard: int):
+        rows = stream.take(self._rows)
+        if len(rows) < self._rows:
+            raise UserError(
+                f"data shard {shard} has no more examples",
+                "the training split is empty or does not repeat",
+                "set --gin.DATA_SHARDS lower, or give the task more data",
+            )
+        return rows
+
+    def stop(self) -> None:
+        """Asks for the end: a last batch comes with a snapshot, then the iteration ends."""
+        self._stop.set()
+
+    def __iter__(self) -> Iterator[tuple[Batch, dict[int, bytes] | None]]:
+        while True:
+            start = time.monotonic()
+            item = self._queue.get()
+            self.waited += time.monotonic() - start
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+def eval_batches(
+    stream: Stream, lengths: Mapping[str, int], batch_size: int, pack: bool, limit: int | None, parts: Sequence[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of one pass over a stream, the last one filled up with empty rows of weight 0.
+
+    Every host reads the whole stream and keeps its own rows.
+
+    Args:
+      stream: of an evaluation split.
+      lengths: tokens of each feature in a row.
+      batch_size: rows of a global batch.
+      pack: rows may hold several examples.
+      limit: most batches; None: all.
+      parts: (index of this host, number of hosts).
+    """
+    host, hosts = parts
+    each = batch_size // hosts
+    number = 0
+    while limit is None or number < limit:
+        rows = stream.take(batch_size)
+        if not rows:
+            return
+        rows += [[]] * (batch_size - len(rows))
+        yield encoder_decoder(fill(rows[host * each : (host + 1) * each], lengths), pack)
+        number += 1

@@ -1,0 +1,111 @@
+"""Several short examples in one row, kept apart by segment ids.
+
+Examples go, in order, into the first open row with room in every feature. A row
+leaves when it is full, or when a new row is needed and too many are open: then
+the fullest goes. Deterministic, and the open rows are part of a data position.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Example = dict[str, np.ndarray]
+
+# More open rows fill better; examples wait longer to appear, and a position grows.
+OPEN_ROWS = 16
+
+
+class Packer:
+    """Puts examples into rows.
+
+    Args:
+      lengths: tokens of each feature in a row.
+      pack: False gives each example a row of its own.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], pack: bool = True):
+        self._lengths, self._pack = dict(lengths), pack
+        # A row is the list of its examples; its room is kept beside it.
+        self._rows: list[tuple[list[Example], dict[str, int]]] = []
+
+    def add(self, example: Example) -> list[list[Example]]:
+        """Takes an example (1-D int arrays no longer than `lengths`) and returns the rows that left, 0 or 1 or 2."""
+        if not self._pack:
+            return [[example]]
+        done = []
+        for index, (row, room) in enumerate(self._rows):
+            if all(len(example[f]) <= room[f] for f in room):
+                break
+        else:
+            if len(self._rows) == OPEN_ROWS:
+                fullest = min(range(OPEN_ROWS), key=lambda i: sum(self._rows[i][1].values()))
+                done.append(self._rows.pop(fullest)[0])
+            index, row, room = len(self._rows), [], dict(self._lengths)
+            self._rows.append((row, room))
+        row.append(example)
+        for feature in room:
+            room[feature] -= len(example[feature])
+        if not min(room.values()):
+            done.append(self._rows.pop(index)[0])
+        return done
+
+    def flush(self) -> list[list[Example]]:
+        """All open rows, oldest first; none is open afterwards."""
+        done, self._rows = [row for row, _ in self._rows], []
+        return done
+
+    def open_rows(self) -> list[list[Example]]:
+        """The open rows, to be kept in a position."""
+        return [row for row, _ in self._rows]
+
+    def reopen(self, rows: list[list[Example]]) -> None:
+        """Goes on from `open_rows`."""
+        self._rows = [
+            (list(row), {f: n - sum(len(e[f]) for e in row) for f, n in self._lengths.items()}) for row in rows
+        ]
+
+
+def fill(rows: list[list[Example]], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Rows as arrays.
+
+    Returns:
+      For each feature F of length L: `F` int32 [rows, L], padded with 0, and `F_segment_ids` int32
+      [rows, L], which counts the examples of a row from 1 and is 0 on padding.
+    """
+    arrays = {}
+    for feature, length in lengths.items():
+        tokens = np.zeros((len(rows), length), np.int32)
+        segments = np.zeros((len(rows), length), np.int32)
+        for r, row in enumerate(rows):
+            start = 0
+            for number, example in enumerate(row, start=1):
+                end = start + len(example[feature])
+                tokens[r, start:end] = example[feature]
+                segments[r, start:end] = number
+                start = end
+        arrays[feature], arrays[f"{feature}_segment_ids"] = tokens, segments
+    return arrays
+
+
+def encoder_decoder(arrays: dict[str, np.ndarray], packed: bool) -> dict[str, np.ndarray]:
+    """The model's features from `fill`ed inputs and targets, by the names of seqio's EncDecFeatureConverter.
+
+    Decoder inputs are the targets shifted right by one within each example, starting from 0.
+
+    Args:
+      arrays: `inputs`, `targets` and their segment ids.
+      packed: False leaves the segment ids out: attention then only hides padding.
+    """
+    targets, segments = arrays["targets"], arrays["targets_segment_ids"]
+    shifted = np.zeros_like(targets)
+    shifted[:, 1:] = np.where(segments[:, 1:] == segments[:, :-1], targets[:, :-1], 0)
+    features = {
+        "encoder_input_tokens": arrays["inputs"],
+        "decoder_input_tokens": shifted,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (segments > 0).astype(np.float32),
+    }
+    if packed:
+        features["encoder_segment_ids"] = arrays["inputs_segment_ids"]
+        features["decoder_segment_ids"] = segments
+    return features
