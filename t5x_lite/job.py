@@ -41,7 +41,8 @@ class Job:
       train_steps: the step to stop at, steps of an initial checkpoint included (TRAIN_STEPS).
       model_dir: where the run writes and resumes from, local or gs:// (MODEL_DIR).
       initial_checkpoint: model directory or checkpoint step whose parameters a new run starts
-        from (INITIAL_CHECKPOINT_PATH).
+        from (INITIAL_CHECKPOINT_PATH); its step goes on counting.
+      initial_optimizer_state: take the optimizer's state from there too, where it has one.
       seed: of parameters, dropout and data order (RANDOM_SEED).
       z_loss: weight of the squared log-normaliser of the softmax.
       label_smoothing: probability mass spread over the other tokens.
@@ -72,6 +73,7 @@ class Job:
     batch_size: int = 128
     microbatches: int = 1
     initial_checkpoint: str | None = None
+    initial_optimizer_state: bool = True
     seed: int = 0
     z_loss: float = 1e-4
     label_smoothing: float = 0.0

@@ -75,6 +75,8 @@ def to_global(features: Mapping[str, np.ndarray], shardings: Mapping[str, jax.sh
 class TrainBatches:
     """Iterates over (batch, snapshot): the snapshot is the data position after that batch, or None.
 
+    The position belongs to what has been handed out, not to what has been read ahead.
+
     Args:
       open_streams: makes this host's streams by shard number; called in the producing thread, so
         that building a pipeline and compiling the step overlap.
@@ -116,14 +118,13 @@ class TrainBatches:
                 streams[shard].restore(position)
             self._restore = None
             for done in self._steps:
+                if self._stop.is_set():
+                    self._queue.put((None, {s: streams[s].position() for s in streams}))
+                    break
                 rows = [row for shard in sorted(streams) for row in self._take(streams[shard], shard)]
                 batch = self._place(encoder_decoder(fill(rows, self._lengths), self._pack))
-                stopping = self._stop.is_set()
-                wanted = stopping or self._snapshot_after(done)
-                snapshot = {s: streams[s].position() for s in streams} if wanted else None
+                snapshot = {s: streams[s].position() for s in streams} if self._snapshot_after(done) else None
                 self._queue.put((batch, snapshot))
-                if stopping:
-                    break
             self._queue.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             self._queue.put(error)
@@ -139,10 +140,10 @@ class TrainBatches:
         return rows
 
     def stop(self) -> None:
-        """Asks for the end: a last batch comes with a snapshot, then the iteration ends."""
+        """Asks for the end: after the few batches that are ready comes (None, snapshot), then nothing."""
         self._stop.set()
 
-    def __iter__(self) -> Iterator[tuple[Batch, dict[int, bytes] | None]]:
+    def __iter__(self) -> Iterator[tuple[Batch | None, dict[int, bytes] | None]]:
         while True:
             start = time.monotonic()
             item = self._queue.get()

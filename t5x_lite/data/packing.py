@@ -109,3 +109,9 @@ def encoder_decoder(arrays: dict[str, np.ndarray], packed: bool) -> dict[str, np
         features["encoder_segment_ids"] = arrays["inputs_segment_ids"]
         features["decoder_segment_ids"] = segments
     return features
+
+
+def feature_types(lengths: Mapping[str, int], packed: bool) -> dict[str, tuple[int, type]]:
+    """Row length and type of each feature that `encoder_decoder` makes, without any data."""
+    empty = fill([], lengths)
+    return {name: (array.shape[1], array.dtype.type) for name, array in encoder_decoder(empty, packed).items()}

@@ -91,7 +91,7 @@ def parameters(directory: str | Path, arch: Architecture) -> dict:
     """
     directory = Path(directory)
     tensors = _tensors(directory)
-    head, scale = _head(directory, _config(directory), tensors)
+    head, scaled = _head(directory, _config(directory), tensors)
     if arch.tied_head != (head is None):
         raise UserError(
             f"Architecture.tied_head is {arch.tied_head}",
@@ -109,8 +109,8 @@ def parameters(directory: str | Path, arch: Architecture) -> dict:
         params[path] = np.empty(shapes[path].shape, np.float32)
         for part, name in zip(_layers(path, params[path]), group):
             part[...] = _read(directory, name, tensors[name], part.shape)
-    if head is not None:
-        params["decoder", "logits_dense", "kernel"] *= np.float32(scale)
+    if head is not None and scaled:
+        params["decoder", "logits_dense", "kernel"] *= np.float32(arch.embed_dim**-0.5)
     return unflatten_dict(params)
 
 
@@ -194,34 +194,40 @@ def _as_config(arch: Architecture) -> dict:
 
 def _names(arch: Architecture) -> dict[tuple[str, ...], list[str]]:
     """Path of each of our parameters -> its tensors, one for each layer where layers are stacked."""
-    names = {("token_embedder", "embedding"): [_TABLE]}
-    if not arch.tied_head:
-        names["decoder", "logits_dense", "kernel"] = [_HEAD]
     own, cross = "SelfAttention", "EncDecAttention"
-    attentions = {
-        "encoder": [("pre_attention_layer_norm", "attention", own)],
-        "decoder": [
-            ("pre_self_attention_layer_norm", "self_attention", own),
-            ("pre_cross_attention_layer_norm", "encoder_decoder_attention", cross),
-        ],
+    head = {} if arch.tied_head else {("decoder", "logits_dense", "kernel"): [_HEAD]}
+    encoder = [("pre_attention_layer_norm", "attention", own)]
+    decoder = [
+        ("pre_self_attention_layer_norm", "self_attention", own),
+        ("pre_cross_attention_layer_norm", "encoder_decoder_attention", cross),
+    ]
+    return {
+        ("token_embedder", "embedding"): [_TABLE],
+        **_stack_names("encoder", arch.encoder_layers, encoder, len(arch.mlp_activations)),
+        **_stack_names("decoder", arch.decoder_layers, decoder, len(arch.mlp_activations)),
+        **head,
     }
-    inward = ["wi"] if len(arch.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(arch.mlp_activations))]
-    for stack, count in (("encoder", arch.encoder_layers), ("decoder", arch.decoder_layers)):
 
-        def blocks(sublayer: int, tensor: str) -> list[str]:
-            return [f"{stack}.block.{i}.layer.{sublayer}.{tensor}.weight" for i in range(count)]
 
-        names[stack, f"{stack}_norm", "scale"] = [f"{stack}.final_layer_norm.weight"]
+def _stack_names(stack: str, layers: int, attentions: list, projections: int) -> dict[tuple[str, ...], list[str]]:
+    """`_names` of one stack; `attentions` holds the name of the norm, ours and theirs for each sublayer."""
+
+    def blocks(sublayer: int, tensor: str) -> list[str]:
+        return [f"{stack}.block.{i}.layer.{sublayer}.{tensor}.weight" for i in range(layers)]
+
+    names = {
+        (stack, f"{stack}_norm", "scale"): [f"{stack}.final_layer_norm.weight"],
         # Only the first block of a stack has the table that all its blocks share.
-        names[stack, "relpos_bias", "rel_embedding"] = blocks(0, f"{own}.relative_attention_bias")[:1]
-        for sublayer, (norm, ours, theirs) in enumerate(attentions[stack]):
-            names[stack, "layers", norm, "scale"] = blocks(sublayer, "layer_norm")
-            for kernel, letter in _ATTENTION.items():
-                names[stack, "layers", ours, kernel, "kernel"] = blocks(sublayer, f"{theirs}.{letter}")
-        mlp = len(attentions[stack])
-        names[stack, "layers", "pre_mlp_layer_norm", "scale"] = blocks(mlp, "layer_norm")
-        for kernel in (*inward, "wo"):
-            names[stack, "layers", "mlp", kernel, "kernel"] = blocks(mlp, f"DenseReluDense.{kernel}")
+        (stack, "relpos_bias", "rel_embedding"): blocks(0, "SelfAttention.relative_attention_bias")[:1],
+        (stack, "layers", "pre_mlp_layer_norm", "scale"): blocks(len(attentions), "layer_norm"),
+    }
+    for sublayer, (norm, ours, theirs) in enumerate(attentions):
+        names[stack, "layers", norm, "scale"] = blocks(sublayer, "layer_norm")
+        for kernel, letter in _ATTENTION.items():
+            names[stack, "layers", ours, kernel, "kernel"] = blocks(sublayer, f"{theirs}.{letter}")
+    inward = ["wi"] if projections == 1 else [f"wi_{i}" for i in range(projections)]
+    for kernel in (*inward, "wo"):
+        names[stack, "layers", "mlp", kernel, "kernel"] = blocks(len(attentions), f"DenseReluDense.{kernel}")
     return names
 
 
@@ -272,24 +278,24 @@ def _missing(directory: Path, name: str, why: str) -> UserError:
     )
 
 
-def _head(directory: Path, config: Mapping, tensors: Mapping) -> tuple[object | None, float]:
-    """The tensor of an own head and the factor on it, or None where the head is tied.
+def _head(directory: Path, config: Mapping, tensors: Mapping) -> tuple[object | None, bool]:
+    """The tensor of an own head and whether its input is scaled by d_model ** -0.5; (None, True) where the head is tied.
 
-    A tied head is scaled by d_model ** -0.5. transformers 5 says so in `scale_decoder_outputs` and
-    writes `tie_word_embeddings` true for every model; before, the latter meant both.
+    transformers 5 says in `scale_decoder_outputs` whether the input is scaled, and writes `tie_word_embeddings`
+    true even where an own head is stored; before, `tie_word_embeddings` meant both. mT5 always has an own head.
     """
-    says, own = config.get("scale_decoder_outputs"), tensors.get(_HEAD)
-    # mT5 is never scaled, whatever its configuration says.
-    tied_before = config.get("tie_word_embeddings", True) and config["model_type"] != "mt5"
-    scaled = tied_before if says is None else says
-    if scaled and (own is None or _same(own, tensors.get(_TABLE))):
-        return None, 1.0
+    multilingual = config["model_type"] == "mt5"
+    scaled = None if multilingual else config.get("scale_decoder_outputs")
+    tied = not multilingual and config.get("tie_word_embeddings", True)
+    own, table = tensors.get(_HEAD), tensors.get(_TABLE)
+    if (tied if scaled is None else scaled) and (own is None or _same(own, table)):
+        return None, True
     if own is not None:
-        return own, config["d_model"] ** -0.5 if says else 1.0
-    if says is None:
-        raise _missing(directory, _HEAD, "config.json says that the head is not tied")
+        return own, bool(scaled)
+    if scaled is None:
+        raise _missing(directory, _HEAD, "by config.json the head is not tied to the embedding table")
     # Tied but not scaled: an own head that starts as a copy computes the same.
-    return tensors.get(_TABLE), 1.0
+    return table, False
 
 
 def _same(one, other) -> bool:
@@ -297,8 +303,9 @@ def _same(one, other) -> bool:
 
 
 def _mlp_activations(directory: Path, config: Mapping) -> tuple[str, ...]:
-    projection = config.get("feed_forward_proj") or ("gated-gelu" if config["model_type"] == "mt5" else "relu")
-    activation = config.get("dense_act_fn") or ("gelu_new" if projection == "gated-gelu" else projection.split("-")[-1])
+    projection = str(config.get("feed_forward_proj") or ("gated-gelu" if config["model_type"] == "mt5" else "relu"))
+    derived = "gelu_new" if projection == "gated-gelu" else projection.split("-")[-1]
+    activation = str(config.get("dense_act_fn") or derived)
     gated = config.get("is_gated_act", projection.startswith("gated-"))
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -354,7 +361,7 @@ def _tensors(directory: Path) -> dict:
             ) from None
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
-        tensors |= {name: opened.get_slice(name) for name in opened.keys()}
+        tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     tensors.pop(_UNUSED, None)
     for name in _TABLE_COPIES:
         copy = tensors.pop(name, None)

@@ -1,0 +1,160 @@
+"""The door: every verb and flag of the command line, and one way to say what is wrong.
+
+A verb's module is imported only when it runs, so that --help needs neither JAX
+nor TensorFlow.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from t5x_lite import __version__
+from t5x_lite.errors import Preempted, RunError, UserError, nearest
+
+CHECKPOINT_HELP = "model directory, with @STEP or @latest for one of its checkpoints"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that wrong flags end like any other wrong input."""
+
+    def error(self, message: str):
+        flags = [s for action in self._actions for s in action.option_strings]
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            near = nearest(unknown.split()[0].split("=")[0], flags)
+            raise UserError(f"{self.prog}: unknown flag {unknown}", near, f"see {self.prog} --help")
+        raise UserError(f"{self.prog}: {message}", "the command line cannot be read", f"see {self.prog} --help")
+
+
+def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser.set_defaults(verb=module)
+    parser.add_argument("--traceback", action="store_true", help="show Python's traceback with an error")
+    if gin:
+        parser.add_argument(
+            "--gin_file", action="append", default=[], metavar="F", help="path or shipped name; may be repeated, later ones win"
+        )
+        parser.add_argument("--module", metavar="M", help="Python module that registers your tasks")
+        parser.epilog = "--gin.NAME=value sets a macro or parameter of the gin files; text needs no quotes"
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = _Parser(prog="t5x_lite", description="T5 pretraining, fine-tuning and evaluation with JAX", allow_abbrev=False)
+    root.add_argument("--version", action="version", version=f"t5x_lite {__version__}")
+    verbs = root.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+
+    train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True)
+    train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
+    train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice such as v5p:4x4x4")
+
+    evaluate = _verb(verbs, "eval", "evaluate", "loss, accuracy and task metrics of a checkpoint", gin=True)
+    evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--num_examples", type=int, metavar="N", help="at most so many examples of each task")
+    evaluate.add_argument("--output_dir", metavar="D", help="default: the model directory's eval/")
+
+    infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True)
+    infer.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    source = infer.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="STR", help="one input; the completion is printed")
+    source.add_argument("--input", metavar="F", help="inputs: text, a line each, or .jsonl with the field inputs")
+    infer.add_argument("--output", metavar="F.jsonl", help="default: stdout")
+    infer.add_argument("--decode", choices=["greedy"], default="greedy")
+    infer.add_argument("--batch_size", type=int, default=16, metavar="N")
+    infer.add_argument("--max_decode_length", type=int, metavar="T", help="default: the trained targets length")
+
+    score = _verb(verbs, "score", "score", "log-probabilities of given targets", gin=True)
+    score.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    score.add_argument("--input", required=True, metavar="F.jsonl", help="lines with inputs and targets")
+    score.add_argument("--output", metavar="F.jsonl", help="default: stdout")
+    score.add_argument("--batch_size", type=int, default=16, metavar="N")
+
+    _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
+
+    convert = _verb(verbs, "convert", "convert", "convert a checkpoint from or to Hugging Face")
+    convert.add_argument("--from", dest="source", required=True, choices=["hf", "native"])
+    convert.add_argument("--to", dest="target", choices=["hf", "native"], help="default: native, or hf from native")
+    convert.add_argument("--input", required=True, metavar="D")
+    convert.add_argument("--output", required=True, metavar="D")
+
+    vocab = _verb(verbs, "vocab", "vocab", "train a SentencePiece vocabulary")
+    vocab.add_argument("action", choices=["train"])
+    vocab.add_argument("--input", required=True, metavar="GLOB", help="json.gz, jsonl, TFRecord, Parquet or text files")
+    vocab.add_argument("--size", type=int, default=32000, metavar="N", help="pieces, without the 100 sentinels")
+    vocab.add_argument("--output", required=True, metavar="F.model")
+
+    report = _verb(verbs, "report", "report", "write MODEL_DIR/report.html, one self-contained page")
+    report.add_argument("model_dir", metavar="MODEL_DIR")
+
+    demo = _verb(verbs, "demo", "demo", "pretrain a tiny T5 on this machine's English, evaluate it, show samples")
+    demo.add_argument("--output", default="demo", metavar="D", help="model directory")
+    demo.add_argument("--short", action="store_true", help="a minute of training, to see that all parts work")
+
+    bench = _verb(verbs, "bench", "bench", "measure: the train step, or the time to a first step")
+    bench.add_argument("what", choices=["train", "startup"])
+    bench.add_argument("--gin_file", action="append", metavar="F", help="default: models/t5_1_1_small.gin")
+    bench.add_argument("--batch_size", type=int, default=8)
+    bench.add_argument("--inputs", type=int, default=512, metavar="TOKENS")
+    bench.add_argument("--targets", type=int, default=114, metavar="TOKENS")
+    bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    bench.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs after one that is not counted")
+    bench.add_argument("--output", metavar="F.json")
+    return root
+
+
+def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates --gin.NAME=value (or --gin.NAME value) from the other arguments."""
+    rest, bindings, words = [], [], iter(argv)
+    for word in words:
+        if word.startswith("--gin."):
+            binding = word.removeprefix("--gin.")
+            bindings.append(binding if "=" in binding else f"{binding}={next(words, '')}")
+        else:
+            rest.append(word)
+    return rest, bindings
+
+
+def run(argv: list[str]) -> int:
+    """Runs a command line in this process and returns its exit status."""
+    show_traceback = "--traceback" in argv
+    try:
+        words, bindings = _take_gin(argv)
+        if not words:
+            parser().print_help()
+            return 0
+        args = parser().parse_args(words)
+        if bindings and not hasattr(args, "gin_file"):
+            raise UserError(f"--gin.{bindings[0]} is given", f"{words[0]} reads no gin files", "leave it out")
+        args.gin = bindings
+        if getattr(args, "module", None):
+            args.gin = [*bindings, f"MIXTURE_OR_TASK_MODULE={args.module}"]
+        importlib.import_module(f"t5x_lite.verbs.{args.verb}").main(args)
+        return 0
+    except (UserError, RunError) as error:
+        return _fail("error", error, show_traceback)
+    except Preempted as error:
+        return _fail("preempted", error, show_traceback)
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("t5x_lite: interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(kind: str, error, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"t5x_lite: {kind}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def main() -> None:
+    """Entry point of the `t5x_lite` command."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""What a run tells about itself: metrics.jsonl, TensorBoard events, and a line on the terminal."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+
+from etils import epath
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+JSONL = "metrics.jsonl"
+
+
+def read_jsonl(path: epath.Path) -> list[dict]:
+    """The complete lines of a JSONL file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class MetricsWriter:
+    """Appends to MODEL_DIR/metrics.jsonl and to a TensorBoard event file; only the first host writes.
+
+    Lines of steps after `resume_step` are of a run that was cut off before its next checkpoint: they
+    are taken out, since those steps are about to be done again.
+
+    Args:
+      model_dir: where to write.
+      resume_step: the step that the run goes on from.
+      active: False writes nothing.
+    """
+
+    def __init__(self, model_dir: str, resume_step: int, active: bool):
+        self._active = active
+        if not active:
+            return
+        directory = epath.Path(model_dir)
+        self._jsonl_path = directory / JSONL
+        kept = [line for line in read_jsonl(self._jsonl_path) if line["step"] <= resume_step]
+        replacement = directory / f".{JSONL}.new"
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replacement.rename(self._jsonl_path)
+        self._jsonl = self._jsonl_path.open("a")
+        now = time.time()
+        self._events_file = (directory / f"events.out.tfevents.{int(now * 1000)}.t5x_lite").open("wb")
+        self._events = RecordWriter(self._events_file)
+        self._write_event(Event(wall_time=now, file_version="brain.Event:2"))
+        # TensorBoard then drops what an earlier file holds from this step on.
+        self._write_event(
+            Event(wall_time=now, step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+        )
+
+    def _write_event(self, event: Event) -> None:
+        self._events.write(event.SerializeToString())
+        self._events.flush()
+
+    def train(self, line: Mapping[str, float | int | None]) -> None:
+        """Appends one line of training metrics; it has a `step`."""
+        if not self._active:
+            return
+        # JSON has no NaN: a value that is not finite is written as null.
+        self._jsonl.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
+        self._jsonl.flush()
+        self.scalars(line["step"], {f"train/{k}": v for k, v in line.items() if k != "step" and v is not None})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds scalars to the event file alone."""
+        if not self._active:
+            return
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()])
+        self._write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        if self._active:
+            self._jsonl.close()
+            self._events.flush()
+            self._events_file.close()
+
+
+def append_result(model_dir: str, line: Mapping) -> None:
+    """Adds an evaluation to MODEL_DIR/eval/results.jsonl."""
+    folder = epath.Path(model_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, or 2 h 05 min."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def progress_line(line: Mapping, train_steps: int, seconds_left: float) -> str:
+    """What the terminal shows at each log period."""
+    parts = [
+        f"step {line['step']}/{train_steps}",
+        f"loss {line['loss']:.3f}",
+        f"accuracy {line['accuracy']:.3f}",
+        f"grad_norm {line['grad_norm']:.2g}",
+        f"lr {line['learning_rate']:.2g}",
+        f"{line['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if line.get("mfu"):
+        parts.append(f"MFU {100 * line['mfu']:.1f} %")
+    if line["input_wait_fraction"] > 0.05:
+        parts.append(f"input wait {100 * line['input_wait_fraction']:.0f} %")
+    if line.get("nonfinite_steps"):
+        parts.append(f"{line['nonfinite_steps']} non-finite steps skipped")
+    return "  ".join(parts) + f"  ETA {duration(seconds_left)}"
+
+
+def say(message: str) -> None:
+    """A line of progress on stderr, so that stdout holds results alone."""
+    print(message, file=sys.stderr, flush=True)
