@@ -247,7 +247,7 @@ def _read(directory: Path, name: str, tensor, shape: tuple[int, ...]) -> np.ndar
     if stored != expected:
         raise UserError(
             f"{name} in {directory} has shape {list(stored)}",
-            f"config.json makes it {list(expected)}",
+            f"by config.json it should be {list(expected)}",
             "the two files do not belong together: take both from the same model with --input",
         )
     if tensor.get_dtype() not in _FLOATS:
@@ -279,7 +279,7 @@ def _missing(directory: Path, name: str, why: str) -> UserError:
 
 
 def _head(directory: Path, config: Mapping, tensors: Mapping) -> tuple[object | None, bool]:
-    """The tensor of an own head and whether its input is scaled by d_model ** -0.5; (None, True) where the head is tied.
+    """The tensor of an own head (None: tied to the table), and whether its input is scaled by d_model ** -0.5.
 
     transformers 5 says in `scale_decoder_outputs` whether the input is scaled, and writes `tie_word_embeddings`
     true even where an own head is stored; before, `tie_word_embeddings` meant both. mT5 always has an own head.
@@ -356,7 +356,7 @@ def _tensors(directory: Path) -> dict:
         except FileNotFoundError:
             raise UserError(
                 f"{file} is not there",
-                "model.safetensors.index.json names it as a part of the model",
+                "the index in model.safetensors.index.json names it as a part of the model",
                 f"fetch this file into {directory}",
             ) from None
         except (SafetensorError, OSError) as error:
@@ -388,8 +388,8 @@ def _files(directory: Path) -> list[Path]:
         raise UserError(
             f"{directory} has its weights in {pickled[0].name} only",
             "it is a pickle, which can run code when it is read",
-            "save it as safetensors in Python, with torch and transformers: "
-            f"T5ForConditionalGeneration.from_pretrained({str(directory)!r}).save_pretrained(OTHER), and give --input=OTHER",
+            "save it as safetensors in Python, with torch and transformers: T5ForConditionalGeneration"
+            f".from_pretrained({str(directory)!r}).save_pretrained(OTHER), and give --input=OTHER",
         )
     raise UserError(
         f"{directory} holds no model.safetensors", "there are no weights to read", "fetch it, or correct --input"

@@ -1,0 +1,599 @@
+"""Directories of transformers: the same logits, exact round trips, and what is said of broken ones.
+
+The stored models and logits come from tests/references/make_hf_logits.py. Where transformers
+itself can be imported, it is compared with live.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from t5x_lite.errors import RunError, UserError
+from t5x_lite.interop import huggingface
+from t5x_lite.model import network
+from t5x_lite.model.architecture import Architecture
+from t5x_lite.parallel.partition import Rules, single_device
+
+REFERENCES = Path(__file__).parents[1] / "references"
+VERSIONS = ("hf_t5_1_0", "hf_t5_1_1")
+DATA = Path(__file__).parents[2].parent / "shared/data"
+
+
+def read(directory):
+    arch = dataclasses.replace(huggingface.architecture(directory), dtype="float32")
+    return arch, huggingface.parameters(directory, arch)
+
+
+def logits(arch, params, batch):
+    graphdef, _, _ = network.split(arch, Rules())
+    tokens = {name: jnp.asarray(batch[name], jnp.int32) for name in ("encoder_input_tokens", "decoder_input_tokens")}
+    with jax.set_mesh(single_device()):
+        return np.asarray(jax.jit(lambda p, b: nnx.merge(graphdef, p)(b))(params, tokens))
+
+
+def assert_same(one, other):
+    one, other = flatten_dict(one), flatten_dict(other)
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        assert array.dtype == other[path].dtype == np.float32, path
+        np.testing.assert_array_equal(array, other[path], err_msg="/".join(path))
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    return request.param
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A function that copies a stored model, with changes: `config` keys (None: removed) and tensors."""
+
+    def make(version="hf_t5_1_1", config=None, tensors=None, remove=()):
+        directory = tmp_path / f"copy_of_{version}"
+        shutil.copytree(REFERENCES / version, directory)
+        path = directory / "config.json"
+        content = json.loads(path.read_text()) | (config or {})
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        if tensors or remove:
+            path = directory / "model.safetensors"
+            stored = load_file(path) | (tensors or {})
+            save_file({name: array for name, array in stored.items() if name not in remove}, path)
+        return directory
+
+    return make
+
+
+def stored(version):
+    return load_file(REFERENCES / version / "model.safetensors")
+
+
+def test_logits_are_those_of_transformers(version):
+    arch, params = read(REFERENCES / version)
+    reference = np.load(REFERENCES / version / "logits.npz")
+    expected = reference["logits"]
+    np.testing.assert_allclose(logits(arch, params, reference), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_architecture():
+    shape = {
+        "vocab_size": 128,
+        "embed_dim": 16,
+        "num_heads": 2,
+        "head_dim": 8,
+        "mlp_dim": 24,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "dropout_rate": 0.1,
+    }
+    assert huggingface.architecture(REFERENCES / "hf_t5_1_0") == Architecture(
+        **shape, mlp_activations=("relu",), tied_head=True
+    )
+    assert huggingface.architecture(str(REFERENCES / "hf_t5_1_1")) == Architecture(**shape)
+
+
+def test_the_oldest_configurations_have_fewer_keys(copy):
+    later = (
+        "num_decoder_layers relative_attention_max_distance feed_forward_proj dense_act_fn is_gated_act "
+        "scale_decoder_outputs tie_word_embeddings"
+    )
+    arch = huggingface.architecture(copy("hf_t5_1_0", config=dict.fromkeys(later.split())))
+    assert (arch.decoder_layers, arch.relative_max_distance, arch.mlp_activations) == (2, 128, ("relu",))
+    assert arch.tied_head
+
+
+@pytest.mark.parametrize(
+    ("config", "activations"),
+    [
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": None, "is_gated_act": None}, ("gelu", "linear")),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}, ("gelu", "linear")),
+        ({"feed_forward_proj": None, "dense_act_fn": "gelu_new", "is_gated_act": True}, ("gelu", "linear")),
+        ({"feed_forward_proj": "gated-silu", "dense_act_fn": None, "is_gated_act": None}, ("silu", "linear")),
+        ({"feed_forward_proj": "relu", "dense_act_fn": None, "is_gated_act": None}, ("relu",)),
+        ({"feed_forward_proj": None, "dense_act_fn": None, "is_gated_act": None}, ("relu",)),
+        (
+            {"feed_forward_proj": None, "dense_act_fn": None, "is_gated_act": None, "model_type": "mt5"},
+            ("gelu", "linear"),
+        ),
+    ],
+)
+def test_activations(copy, config, activations):
+    assert huggingface.architecture(copy(config=config)).mlp_activations == activations
+
+
+def test_parameters_have_the_tree_and_shapes_of_the_network(version):
+    arch, params = read(REFERENCES / version)
+    shapes = flatten_dict(network.split(arch, Rules())[1])
+    assert {path: leaf.shape for path, leaf in shapes.items()} == {
+        path: leaf.shape for path, leaf in flatten_dict(params).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        Architecture(40, 12, 3, 5, 14, 1, 2, ("relu",), True, 8, 20, 0.25, 1e-5),
+        Architecture(40, 12, 3, 5, 14, 3, 1, ("gelu", "linear"), False),
+        Architecture(40, 12, 3, 5, 14, 1, 1, ("silu", "linear"), True, scan_layers=False),
+        Architecture(40, 12, 3, 5, 14, 1, 1, ("gelu",), False),
+    ],
+    ids=lambda arch: "-".join(arch.mlp_activations),
+)
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, arch):
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), network.split(arch, Rules())[1])
+    vocabulary = tmp_path / "some.model"
+    vocabulary.write_bytes(b"pieces")
+    huggingface.write(tmp_path / "a/b", arch, params, vocabulary)
+    assert dataclasses.replace(huggingface.architecture(tmp_path / "a/b"), scan_layers=arch.scan_layers) == arch
+    assert_same(huggingface.parameters(tmp_path / "a/b", arch), params)
+    assert huggingface.vocabulary_file(tmp_path / "a/b").read_bytes() == b"pieces"
+    ids = json.loads((tmp_path / "a/b/generation_config.json").read_text())
+    assert ids == {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+
+
+def test_what_transformers_wrote_is_written_again_bit_for_bit(tmp_path, version):
+    arch, params = read(REFERENCES / version)
+    huggingface.write(tmp_path / "out", arch, params)
+    before, after = stored(version), load_file(tmp_path / "out/model.safetensors")
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(array, after[name], err_msg=name)
+    ours, theirs = (json.loads((d / "config.json").read_text()) for d in (tmp_path / "out", REFERENCES / version))
+    # transformers 5 writes tie_word_embeddings true for every model.
+    differing = {key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]}
+    assert differing <= {"tie_word_embeddings"}
+    assert huggingface.vocabulary_file(tmp_path / "out") is None
+
+
+def sharded(directory):
+    """Cuts model.safetensors into two shards with an index, as transformers does for large models."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {
+        "model-00001-of-00002.safetensors": names[: len(names) // 2],
+        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+    }
+    for file, group in files.items():
+        save_file({name: tensors[name] for name in group}, directory / file)
+    index = {
+        "metadata": {"total_size": 0},
+        "weight_map": {name: file for file, group in files.items() for name in group},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def test_shards_are_read_as_one_file(copy, version):
+    arch, params = read(sharded(copy(version)))
+    assert arch == read(REFERENCES / version)[0]
+    assert_same(params, read(REFERENCES / version)[1])
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bfloat16", "float16"])
+def test_16_bit_files_are_widened(copy, version, dtype):
+    narrow = {name: array.astype(dtype) for name, array in stored(version).items()}
+    arch, params = read(copy(version, tensors=narrow))
+    _, exact = read(REFERENCES / version)
+    assert_same(params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), exact))
+    assert arch == read(REFERENCES / version)[0]
+
+
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def test_a_tied_table_may_be_stored_several_times_or_under_another_name(copy):
+    table = stored("hf_t5_1_0")["shared.weight"]
+    expected = read(REFERENCES / "hf_t5_1_0")[1]
+    directory = copy("hf_t5_1_0", tensors=dict.fromkeys((*COPIES, "lm_head.weight"), table))
+    assert read(directory)[0].tied_head
+    assert_same(read(directory)[1], expected)
+    shutil.rmtree(directory)
+    assert_same(read(copy("hf_t5_1_0", tensors={COPIES[1]: table}, remove=["shared.weight"]))[1], expected)
+
+
+def test_the_bias_that_the_first_releases_store_for_nothing_is_left_out(copy):
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    _, params = read(copy("hf_t5_1_0", tensors={name: np.ones((32, 2), np.float32)}))
+    assert_same(params, read(REFERENCES / "hf_t5_1_0")[1])
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        # transformers 4, then 5.0, then 5.23: the stored head decides, and nothing scales it.
+        ({"tie_word_embeddings": False, "scale_decoder_outputs": None}, 1.0),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": None}, 1.0),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, 1.0),
+        ({"model_type": "mt5", "tie_word_embeddings": True, "scale_decoder_outputs": None}, 1.0),
+        # Said in so many words, a scale becomes a part of the head.
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": True}, 0.25),
+    ],
+)
+def test_a_stored_head_is_an_own_head(copy, config, scale):
+    arch, params = read(copy("hf_t5_1_1", config=config))
+    assert not arch.tied_head
+    expected = stored("hf_t5_1_1")["lm_head.weight"].T * np.float32(scale)
+    np.testing.assert_array_equal(params["decoder"]["logits_dense"]["kernel"], expected)
+
+
+def test_a_tied_head_without_scale_becomes_a_copy_of_the_table(copy):
+    """transformers 5 computes this for a new model with tie_word_embeddings=False."""
+    arch, params = read(copy("hf_t5_1_1", config={"scale_decoder_outputs": False}, remove=["lm_head.weight"]))
+    assert not arch.tied_head
+    np.testing.assert_array_equal(params["decoder"]["logits_dense"]["kernel"], params["token_embedder"]["embedding"].T)
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+def refused(directory, text, arch=None):
+    """Reading `directory` is refused in these words; {} stands for its path."""
+    with pytest.raises(UserError) as caught:
+        huggingface.parameters(directory, arch or huggingface.architecture(directory))
+    assert str(caught.value) == text.replace("{}", str(directory))
+
+
+def test_no_directory(tmp_path):
+    refused(tmp_path / "none", "--input={} is not a directory. A model of transformers is one. Correct --input.")
+
+
+def test_no_configuration(tmp_path):
+    refused(
+        tmp_path, "{}/config.json is not there. Every model of transformers has one. Complete {}, or correct --input."
+    )
+
+
+def test_a_damaged_configuration(copy):
+    directory = copy()
+    (directory / "config.json").write_text('{"model_type": "t5", ')
+    refused(
+        directory,
+        "{}/config.json cannot be read. It is cut off or damaged: Expecting property name enclosed in double quotes: "
+        "line 1 column 22 (char 21). Fetch this file again.",
+    )
+    (directory / "config.json").write_text("[]")
+    refused(
+        directory,
+        "{}/config.json cannot be read. It is cut off or damaged: it is not an object. Fetch this file again.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "why"),
+    [
+        ("umt5", '"umt5"', "UMT5 has a position bias in every layer"),
+        ("bert", '"bert"', "This is the network of t5 and mt5 only"),
+        (None, "null", "This is the network of t5 and mt5 only"),
+    ],
+)
+def test_another_model(copy, kind, shown, why):
+    refused(
+        copy(config={"model_type": kind}),
+        f"{{}}/config.json has model_type = {shown}. {why}. Give a T5 1.0, T5 1.1, mT5 or ByT5 model with --input.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown", "expected"),
+    [
+        ("d_model", None, "null", "whole number"),
+        ("num_heads", "2", '"2"', "whole number"),
+        ("num_layers", True, "true", "whole number"),
+        ("d_ff", 24.0, "24.0", "whole number"),
+        ("dropout_rate", "low", '"low"', "number"),
+    ],
+)
+def test_a_wrong_number_in_the_configuration(copy, key, value, shown, expected):
+    refused(
+        copy(config={key: value}),
+        f"{{}}/config.json has {key} = {shown}. It must be a {expected}. Correct {key} there, or take the original "
+        "config.json.",
+    )
+
+
+def test_another_activation(copy):
+    refused(
+        copy(config={"feed_forward_proj": "gelu", "dense_act_fn": None}),
+        "{}/config.json has the activation gelu. Known are relu, gelu_new, gelu_pytorch_tanh, silu, swish; gelu by "
+        "itself is the exact function, not T5's tanh one. Give with --input a model whose feed_forward_proj is relu or "
+        "gated-gelu.",
+    )
+
+
+def test_no_weights(copy):
+    directory = copy()
+    (directory / "model.safetensors").unlink()
+    refused(directory, "{} holds no model.safetensors. There are no weights to read. Fetch it, or correct --input.")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickled_weights_are_never_opened(copy, name):
+    directory = copy()
+    (directory / "model.safetensors").rename(directory / name)
+    refused(
+        directory,
+        f"{{}} has its weights in {name} only. It is a pickle, which can run code when it is read. Save it as "
+        "safetensors in Python, with torch and transformers: T5ForConditionalGeneration.from_pretrained('{}')"
+        ".save_pretrained(OTHER), and give --input=OTHER.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-5], "incomplete metadata, file not fully covered"),
+        (lambda data: data[:4], "header too small"),
+        (lambda data: b"<html>not found</html>", "header too large"),
+    ],
+    ids=["truncated", "short", "other"],
+)
+def test_a_damaged_file(copy, damage, reason):
+    directory = copy()
+    file = directory / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    refused(
+        directory,
+        "{}/model.safetensors cannot be read. It is cut off or damaged: Error while deserializing header: "
+        f"{reason}. Fetch this file again.",
+    )
+
+
+def test_a_missing_shard(copy):
+    directory = sharded(copy())
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    refused(
+        directory,
+        "{}/model-00002-of-00002.safetensors is not there. The index in model.safetensors.index.json names it as "
+        "a part of the model. Fetch this file into {}.",
+    )
+
+
+@pytest.mark.parametrize("weight_map", [None, {"shared.weight": 3}, {"shared.weight": "../../model.safetensors"}])
+def test_a_wrong_index(copy, weight_map):
+    directory = sharded(copy())
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refused(
+        directory,
+        "{}/model.safetensors.index.json cannot be read. It is cut off or damaged: weight_map does not name files of "
+        "this directory. Fetch this file again.",
+    )
+
+
+def test_a_missing_tensor(copy):
+    names = ["decoder.block.2.layer.1.EncDecAttention.q.weight", "decoder.final_layer_norm.weight"]
+    refused(
+        copy(remove=names),
+        f"{{}} stores no {names[1]}. 2 of 66 tensors are missing. Give with --input the directory of a whole "
+        "T5ForConditionalGeneration.",
+    )
+
+
+def test_a_missing_head(copy):
+    refused(
+        copy(config={"tie_word_embeddings": False, "scale_decoder_outputs": None}, remove=["lm_head.weight"]),
+        "{} stores no lm_head.weight. By config.json the head is not tied to the embedding table. Give with --input "
+        "the directory of a whole T5ForConditionalGeneration.",
+    )
+
+
+def test_an_unknown_tensor(copy):
+    refused(
+        copy(tensors={"encoder.block.0.layer.0.SelfAttention.q.bias": np.zeros(16, np.float32)}),
+        "{} stores encoder.block.0.layer.0.SelfAttention.q.bias. 1 of its tensors have no place in the T5 that "
+        "config.json describes. Merge adapters into the model and correct config.json, then give the directory with "
+        "--input.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "has", "should"),
+    [
+        ({"d_ff": 25}, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", [24, 16], [25, 16]),
+        ({"vocab_size": 130}, "shared.weight", [128, 16], [130, 16]),
+    ],
+)
+def test_another_shape(copy, config, name, has, should):
+    refused(
+        copy(config=config),
+        f"{name} in {{}} has shape {has}. By config.json it should be {should}. The two files do not belong "
+        "together: take both from the same model with --input.",
+    )
+
+
+def test_a_quantised_tensor(copy):
+    name = "encoder.block.1.layer.0.SelfAttention.o.weight"
+    refused(
+        copy(tensors={name: np.zeros((16, 16), np.int8)}),
+        f"{name} in {{}} is stored as I8. Parameters are read from F32, BF16, F16; quantised ones have lost what "
+        "training needs. Give the original model with --input.",
+    )
+
+
+def test_different_tables(copy):
+    refused(
+        copy(tensors={COPIES[0]: np.zeros((128, 16), np.float32)}),
+        f"{COPIES[0]} in {{}} differs from shared.weight. The encoder and the decoder of T5 share one embedding table. "
+        "Give with --input a model with shared embeddings.",
+    )
+
+
+def test_an_architecture_with_another_head():
+    directory = REFERENCES / "hf_t5_1_0"
+    refused(
+        directory,
+        "Architecture.tied_head is False. The model in {} has a tied head. Set "
+        "--gin.architecture.Architecture.tied_head=True.",
+        arch=dataclasses.replace(huggingface.architecture(directory), tied_head=False),
+    )
+
+
+def test_nothing_is_written_over_other_files(tmp_path):
+    arch, params = read(REFERENCES / "hf_t5_1_0")
+    (tmp_path / "note.txt").write_text("mine")
+    for taken in (tmp_path, tmp_path / "note.txt"):
+        with pytest.raises(UserError) as caught:
+            huggingface.write(taken, arch, params)
+        assert str(caught.value) == (
+            f"--output={taken} is already there. A model is never written over other files. Name a new or empty "
+            "directory with --output."
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_activations_that_transformers_lacks(tmp_path):
+    arch, params = read(REFERENCES / "hf_t5_1_0")
+    with pytest.raises(
+        UserError, match=re.escape("Architecture.mlp_activations is ('linear',). Transformers computes")
+    ):
+        huggingface.write(tmp_path / "out", dataclasses.replace(arch, mlp_activations=("linear",)), params)
+
+
+def test_a_failed_write_says_what_is_safe(tmp_path):
+    arch, params = read(REFERENCES / "hf_t5_1_0")
+    with pytest.raises(RunError, match="could not be written: .*The checkpoint that was read is unchanged"):
+        huggingface.write(tmp_path / "out", arch, params, vocabulary=tmp_path / "none.model")
+    assert not (tmp_path / "out/config.json").exists()
+
+
+# ------------------------------------------------------------------------------------------ live
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """The script that made the references, where torch and transformers are installed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("torch", reason="torch is not installed (extra hf)")
+    pytest.importorskip("transformers", reason="transformers is not installed (extra hf)")
+    sys.path.insert(0, str(REFERENCES))
+    try:
+        import make_hf_logits
+    finally:
+        sys.path.remove(str(REFERENCES))
+    return make_hf_logits
+
+
+SIZES = [
+    {
+        "vocab_size": 90,
+        "d_model": 20,
+        "d_kv": 6,
+        "d_ff": 11,
+        "num_heads": 5,
+        "num_layers": 3,
+        "feed_forward_proj": "relu",
+    },
+    {
+        "vocab_size": 70,
+        "d_model": 24,
+        "d_kv": 4,
+        "d_ff": 30,
+        "num_heads": 3,
+        "num_layers": 1,
+        "num_decoder_layers": 2,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "relative_attention_num_buckets": 12,
+        "relative_attention_max_distance": 50,
+        "layer_norm_epsilon": 1e-3,
+    },
+    # Gated with a tied head: what transformers 5 makes of a new T5 1.1.
+    {
+        "vocab_size": 60,
+        "d_model": 8,
+        "d_kv": 8,
+        "d_ff": 9,
+        "num_heads": 1,
+        "num_layers": 2,
+        "feed_forward_proj": "gated-gelu",
+    },
+]
+
+
+@pytest.mark.parametrize("config", SIZES, ids=["1.0", "1.1", "gated-tied"])
+def test_live_logits_and_the_way_back(live, tmp_path, config):
+    from transformers import T5ForConditionalGeneration
+
+    model = live.random_model(3, own_head="tie_word_embeddings" in config, **config)
+    # Long enough for distances beyond the last bucket.
+    batch = live.tokens(config["vocab_size"], inputs=180, targets=160)
+    expected = live.logits(model, batch)
+    close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(expected).max()}
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
+    assert (tmp_path / "theirs/model.safetensors.index.json").exists()
+    arch, params = read(tmp_path / "theirs")
+    np.testing.assert_allclose(logits(arch, params, batch), expected, **close)
+
+    huggingface.write(tmp_path / "ours", arch, params)
+    back, report = T5ForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report.values()), report
+    np.testing.assert_allclose(live.logits(back.eval(), batch), expected, **close)
+    assert back.generation_config.decoder_start_token_id == 0
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "not-scaled"])
+@pytest.mark.parametrize("own_head", [True, False], ids=["own", "tied"])
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_live_heads(live, tmp_path, kind, own_head, scaled):
+    import transformers
+
+    model = live.random_model(4, own_head, **live.SHAPE, feed_forward_proj="gated-gelu", tie_word_embeddings=scaled)
+    model.save_pretrained(tmp_path)
+    if kind == "mt5":
+        path = tmp_path / "config.json"
+        config = json.loads(path.read_text()) | {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}
+        path.write_text(json.dumps(config))
+    if kind == "mt5" and not own_head:
+        with pytest.raises(UserError, match="stores no lm_head.weight"):
+            huggingface.architecture(tmp_path)
+        return
+    loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert loaded.config.model_type == kind
+    batch = live.tokens(128)
+    expected = live.logits(loaded, batch)
+    np.testing.assert_allclose(logits(*read(tmp_path), batch), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_live_transformers_finds_the_vocabulary(live, tmp_path):
+    from transformers import AutoTokenizer
+
+    vocabulary = DATA / "vocab/t5_cc_all.32000/spiece.model"
+    if not vocabulary.is_file():
+        pytest.skip("the T5 vocabulary is not among the local test data")
+    arch, params = read(REFERENCES / "hf_t5_1_0")
+    huggingface.write(tmp_path / "out", arch, params, vocabulary)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.encode("Hello world, this is a test.") == [8774, 296, 6, 48, 19, 3, 9, 794, 5, 1]
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == 32099
