@@ -46,7 +46,7 @@ def architecture(directory: str | Path) -> Architecture:
       UserError: `directory` holds no readable T5, or one that `Architecture` cannot express.
     """
     directory = Path(directory)
-    config = _config(directory)
+    config, tensors = _config(directory), _tensors(directory)
 
     def number(key, default=None, kind=int):
         value = default if config.get(key) is None else config[key]
@@ -58,7 +58,7 @@ def architecture(directory: str | Path) -> Architecture:
             )
         return kind(value)
 
-    head, _ = _head(directory, config, _tensors(directory))
+    head, _ = _head(directory, config, tensors)
     return Architecture(
         vocab_size=number("vocab_size"),
         embed_dim=number("d_model"),
@@ -90,8 +90,8 @@ def parameters(directory: str | Path, arch: Architecture) -> dict:
         shape than `arch` says.
     """
     directory = Path(directory)
-    tensors = _tensors(directory)
-    head, scaled = _head(directory, _config(directory), tensors)
+    config, tensors = _config(directory), _tensors(directory)
+    head, scaled = _head(directory, config, tensors)
     if arch.tied_head != (head is None):
         raise UserError(
             f"Architecture.tied_head is {arch.tied_head}",
