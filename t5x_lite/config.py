@@ -119,13 +119,13 @@ def _is_required(value) -> bool:
     return isinstance(value, gin.config.ConfigurableReference) and value.config_key[0] == "gin.REQUIRED"
 
 
-def _check_macros(given: Iterable[str], optional: frozenset[str]) -> None:
+def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset[str]) -> None:
     """Refuses macros that nothing reads and macros that are read but never set.
 
-    A macro in `optional` that is unset becomes None, for a verb that has no use for it.
+    A macro in `optional` that is unset becomes None, for a verb that has no use for it. One that was read
+    until a later binding took the place of its reader (`ever_used`) is no mistake.
     """
     used, macros = _references(), _macros()
-    used.pop("gin.REQUIRED", None)
     for name in given:
         if name not in used:
             raise UserError(
@@ -134,7 +134,7 @@ def _check_macros(given: Iterable[str], optional: frozenset[str]) -> None:
                 nearest(name, used),
             )
     for name, value in macros.items():
-        if name not in used:
+        if name not in ever_used:
             raise UserError(
                 f"{name} is set in a gin file, but nothing reads it",
                 "no binding refers to this macro, so it would change nothing",
@@ -200,27 +200,28 @@ def load(
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     statements = [_binding(b) for b in bindings]
+    ever_used: set[str] = set()
     with gin.unlock_config():
         for name in files:
             path = find(name)
             _parse(Path(path).read_text(encoding="utf-8"), path)
+            ever_used.update(_references())
         given = [s.split(" = ")[0] for s in statements]
         for statement, name in zip(statements, given):
             _parse(statement, f"--gin.{statement.replace(' = ', '=', 1)}")
-        _check_macros([n for n in given if "." not in n and "/" not in n], frozenset(optional))
+            ever_used.update(_references())
+        _check_macros([n for n in given if "." not in n and "/" not in n], ever_used, frozenset(optional))
     module, _, attribute = configured.rpartition(".")
     return gin.get_configurable(getattr(__import__(module, fromlist=[attribute]), attribute))
 
 
 def build(make: Callable, **arguments):
-    """Calls a configured function and turns a wrong binding into a UserError.
-
-    gin writes the failing chain of configurables into the message of whatever was
-    raised below it; only the errors of calling (a missing or mistyped argument)
-    are the user's.
-    """
+    """Calls a configured function; a missing or mistyped argument becomes a UserError."""
     try:
         return make(**arguments)
+    except UserError as error:
+        # gin appends its chain of calls to the message of whatever is raised below it.
+        raise UserError.from_text(str(error).partition("\n  In call to configurable")[0]) from error
     except TypeError as error:
         raise _explained(error, "the configuration") from error
 

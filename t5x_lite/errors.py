@@ -28,6 +28,13 @@ class UserError(Exception):
     def __init__(self, what: str, why: str, fix: str):
         super().__init__(_sentences(what, why, fix))
 
+    @classmethod
+    def from_text(cls, text: str) -> "UserError":
+        """An error whose three parts are already one text."""
+        error = cls.__new__(cls)
+        Exception.__init__(error, text)
+        return error
+
 
 class RunError(Exception):
     """The run itself failed. The exit status is 1.

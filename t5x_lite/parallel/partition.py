@@ -138,20 +138,35 @@ def shardings(mesh, rules: Rules, shapes, axes):
     """
 
     def one(path, shape, names):
-        spec = rules.spec(*names)
-        for size, name, cut in zip(shape.shape, names, spec):
-            parts = math.prod(mesh.shape[a] for a in _tuple(cut or ()))
-            if size % parts:
-                fit = max(d for d in range(1, parts + 1) if size % d == 0 and parts % d == 0)
-                raise UserError(
-                    f"logical axis {name} of size {size} ({_path(path)}) does not divide over mesh axes "
-                    f"{'*'.join(_tuple(cut))} = {parts}",
-                    "every device must hold the same share",
-                    f"set Partition.mesh so that they multiply to {fit}, or take {name} out of Partition.rules",
-                )
-        return NamedSharding(mesh, spec)
+        for size, name in zip(shape.shape, names):
+            check_divides(mesh, rules, name, size, _path(path))
+        return NamedSharding(mesh, rules.spec(*names))
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes, is_leaf=lambda x: hasattr(x, "shape"))
+
+
+def check_divides(mesh, rules: Rules, axis: str | None, size: int, what: str) -> None:
+    """Refuses a logical axis of a size that the mesh cannot cut evenly.
+
+    Args:
+      mesh: the (abstract) mesh.
+      rules: the axis rules.
+      axis: logical axis.
+      size: its size.
+      what: names the array, or what the axis counts.
+
+    Raises:
+      UserError: it does not divide.
+    """
+    cut = dict(rules.table).get(axis, ())
+    parts = math.prod(mesh.shape[a] for a in cut)
+    if size % parts:
+        fit = max(d for d in range(1, parts + 1) if size % d == 0 and parts % d == 0)
+        raise UserError(
+            f"logical axis {axis} of size {size} ({what}) does not divide over mesh axes {'*'.join(cut)} = {parts}",
+            "every device must hold the same share",
+            f"set --gin.partition.Partition.mesh so that they multiply to {fit}, or take {axis} out of Partition.rules",
+        )
 
 
 def _path(path) -> str:

@@ -96,6 +96,10 @@ class Window:
     def add(self, metrics: dict) -> None:
         self._metrics.append(metrics)
 
+    def leave_out(self, seconds: float) -> None:
+        """Does not count time that was spent on something else than training."""
+        self._since += seconds
+
     def cut(self, step: int) -> Callable[[], dict]:
         """Ends the window at `step`; the function returned waits for its values and makes the line."""
         metrics, plan = self._metrics, self._plan
@@ -112,6 +116,7 @@ def _line(metrics: list[dict], step: int, plan: Plan, seconds: float, waited: fl
     weight, last, steps = max(total["weight"], 1.0), metrics[-1], len(metrics)
     flops = plan.flops_per_batch * steps / seconds / jax.device_count()
     return {
+        # Tokens are positions of the batch, padding included: what the device computes on.
         "step": step,
         "loss": total["loss"] / weight,
         "z_loss": total["z_loss"] / weight,
@@ -164,13 +169,14 @@ def run(
     step, saved, stopping, began, due = start, start, False, time.monotonic(), None
 
     def log(line: dict) -> None:
+        in_a_row = line.pop("nonfinite_in_a_row")
         writer.train(line)
         if jax.process_index() == 0:
             pace = (time.monotonic() - began) / (step - start)
             say(progress_line(line, plan.train_steps, pace * (plan.train_steps - step)))
-        if line["nonfinite_in_a_row"] >= plan.max_nonfinite_steps:
+        if in_a_row >= plan.max_nonfinite_steps:
             raise RunError(
-                f"{line['nonfinite_in_a_row']} steps in a row, up to step {line['step']}, had a loss or gradient that "
+                f"{in_a_row} steps in a row, up to step {line['step']}, had a loss or gradient that "
                 "is not finite; they were skipped",
                 _safe(checkpoints),
                 "lower the learning rate, set architecture.Architecture.dtype to 'float32' or look at the data, "
@@ -198,7 +204,9 @@ def run(
             _save(checkpoints, step, state, checkpoint.Position(plan.identity, snapshot))
             saved = step
         if batch is not None and plan.eval_period and (step % plan.eval_period == 0 or step == plan.train_steps):
+            paused = time.monotonic()
             evaluate(state["params"], step)
+            window.leave_out(time.monotonic() - paused)
         if not stopping and step < plan.train_steps and stop.agreed(step):
             stopping = True
             batches.stop()

@@ -42,7 +42,7 @@ class MetricsWriter:
         kept = [line for line in read_jsonl(self._jsonl_path) if line["step"] <= resume_step]
         replacement = directory / f".{JSONL}.new"
         replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        replacement.rename(self._jsonl_path)
+        replacement.replace(self._jsonl_path)
         self._jsonl = self._jsonl_path.open("a")
         now = time.time()
         self._events_file = (directory / f"events.out.tfevents.{int(now * 1000)}.t5x_lite").open("wb")

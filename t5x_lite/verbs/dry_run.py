@@ -9,8 +9,6 @@ from t5x_lite.job import Job
 from t5x_lite.model import flops, network
 from t5x_lite.parallel import chips
 
-GIB = 2**30
-
 
 def describe(job: Job, topology: str | None, config_text: str) -> None:
     """Prints the configuration, the sharding of every parameter, and bytes a device.
@@ -53,10 +51,14 @@ def describe(job: Job, topology: str | None, config_text: str) -> None:
     work = flops.train_step(job.model, job.batch_size, lengths["inputs"], lengths["targets"])
     print(
         f"\n{network.count(prog.params):,} parameters\n"
-        f"{parameters / GIB:,.3f} GiB of parameters and {optimizer / GIB:,.3f} GiB of optimizer state a device\n"
+        f"{_shown(parameters)} of parameters and {_shown(optimizer)} of optimizer state a device\n"
         f"{job.batch_size} rows of {lengths['inputs']} + {lengths['targets']} tokens a batch, "
         f"{work / 1e12:,.3g} TFLOP a step"
     )
+
+
+def _shown(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _bytes(leaf) -> int:

@@ -107,6 +107,8 @@ def program(job: Job, mesh) -> Program:
     """Shapes and shardings of a job on a mesh (a concrete one must be set; see `jax.set_mesh`)."""
     rules = job.partition.table()
     batching.check_batch(job.batch_size, job.microbatches, partition.batch_divisor(mesh, rules))
+    # Kernels join heads with their width, which may divide where the heads themselves do not.
+    partition.check_divides(mesh, rules, "heads", job.model.num_heads, "attention heads")
     graphdef, shapes, axes = network.split(job.model, rules)
     shardings = partition.shardings(mesh, rules, shapes, axes)
     params = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
