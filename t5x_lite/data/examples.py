@@ -48,18 +48,30 @@ def train_streams(
 
 
 def evaluation_streams(
-    task, split: str, lengths: Mapping[str, int], pack: bool, seed: int, use_cached: bool, explain: Explain
+    task,
+    split: str,
+    lengths: Mapping[str, int],
+    pack: bool,
+    seed: int,
+    use_cached: bool,
+    explain: Explain,
+    num_examples: int | None = None,
 ) -> Iterator[tuple[str, Stream]]:
-    """One pass over `split` of each task of a mixture that has it, in order: (task name, stream)."""
+    """One pass over `split` of each task of a mixture that has it, in order: (task name, stream).
+
+    `num_examples` bounds the pass; None: all.
+    """
     for member in members(task, split):
         dataset = member.get_dataset(
             sequence_length=dict(lengths), split=split, use_cached=use_cached, shuffle=False, seed=seed, num_epochs=1
         )
+        if num_examples is not None:
+            dataset = dataset.take(num_examples)
         yield member.name, Stream(dataset, lengths, pack, explain)
 
 
-def members(task, split: str) -> list:
-    """The tasks of a mixture (or the task itself) that have this split."""
+def members(task, split: str | None) -> list:
+    """The tasks of a mixture (or the task itself) that have this split; None: all."""
     import seqio
 
-    return [t for t in seqio.get_subtasks(task) if split in t.splits]
+    return [t for t in seqio.get_subtasks(task) if split is None or split in t.splits]

@@ -126,15 +126,16 @@ class RelativeBias(nnx.Module):
 
     def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, bidirectional: bool):
         # Replicated: the table is tiny, and its heads need not divide over the mesh.
-        shape = (arch.num_heads, arch.relative_buckets)
-        self.rel_embedding = parameter(rngs.params(), shape, (None, None), arch.num_heads**-0.5)
+        draw = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # as in t5x
+        table = draw(rngs.params(), (arch.num_heads, arch.relative_buckets), jnp.float32)
+        self.rel_embedding = nnx.Param(table, axes=(None, None))
         self.bidirectional, self.max_distance = bidirectional, arch.relative_max_distance
         self.rules, self.dtype = rules, arch.dtype
 
     def __call__(self, queries: int, keys: int) -> Array:
         """[1, H, Q, K]."""
         relative = np.arange(keys)[None, :] - np.arange(queries)[:, None]
-        table = self.rel_embedding[...].astype(self.dtype)
+        table = jnp.asarray(self.rel_embedding[...], self.dtype)
         buckets = relative_bucket(relative, self.bidirectional, table.shape[1], self.max_distance)
         bias = table.T.at[buckets].get(out_sharding=jax.sharding.PartitionSpec())
         return jax.sharding.reshard(bias.transpose(2, 0, 1)[None], self.rules.spec(None, "heads", None, None))

@@ -80,9 +80,8 @@ class MetricsWriter:
             self._events_file.close()
 
 
-def append_result(model_dir: str, line: Mapping) -> None:
-    """Adds an evaluation to MODEL_DIR/eval/results.jsonl."""
-    folder = epath.Path(model_dir) / "eval"
+def append_result(folder: epath.Path, line: Mapping) -> None:
+    """Adds an evaluation to results.jsonl of a folder, usually MODEL_DIR/eval."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

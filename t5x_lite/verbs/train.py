@@ -1,6 +1,5 @@
 """t5x_lite train: shapes, shardings, state, data, compile, loop."""
 
-import dataclasses
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,17 +10,15 @@ from etils import epath
 
 from t5x_lite import config
 from t5x_lite.data import batches as batching
-from t5x_lite.data import examples, packing
+from t5x_lite.data import examples
 from t5x_lite.errors import UserError
 from t5x_lite.job import UNUSED_WHEN_DRY, Job
-from t5x_lite.model import flops, loss, network
-from t5x_lite.parallel import chips, partition, start
-from t5x_lite.train import checkpoint, evaluation, loop, optimizer, step
+from t5x_lite.model import flops, network
+from t5x_lite.model_dir import CONFIG, DONE, VOCABULARY
+from t5x_lite.parallel import chips, start
+from t5x_lite.program import Program, abstract_batch, eval_step, init_params, init_state, lay_out, train_step
+from t5x_lite.train import checkpoint, evaluation, loop
 from t5x_lite.train.metrics import MetricsWriter, append_result, say
-
-CONFIG_FILE = "config.gin"
-VOCABULARY_FILE = "vocabulary.model"
-DONE = "DONE"
 
 
 def main(args) -> None:
@@ -82,66 +79,6 @@ def identity(job: Job) -> dict:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The abstract side of a job: everything that is known before any array exists.
-
-    Args:
-      mesh: the devices.
-      rules: logical axes to mesh axes.
-      graphdef: for `nnx.merge` with the parameters.
-      params: ShapeDtypeStructs with shardings.
-      state: the same for the whole training state.
-      tx: the optimizer over stacked layers.
-    """
-
-    mesh: jax.sharding.Mesh
-    rules: partition.Rules
-    graphdef: object
-    params: dict
-    state: dict
-    tx: object
-
-
-def program(job: Job, mesh) -> Program:
-    """Shapes and shardings of a job on a mesh (a concrete one must be set; see `jax.set_mesh`)."""
-    rules = job.partition.table()
-    batching.check_batch(job.batch_size, job.microbatches, partition.batch_divisor(mesh, rules))
-    # Kernels join heads with their width, which may divide where the heads themselves do not.
-    partition.check_divides(mesh, rules, "heads", job.model.num_heads, "attention heads")
-    graphdef, shapes, axes = network.split(job.model, rules)
-    shardings = partition.shardings(mesh, rules, shapes, axes)
-    params = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-    tx = optimizer.over_layers(job.optimizer, axes)
-    state = jax.eval_shape(partial(step.initial_state, tx=tx), params)
-    state = jax.tree.map(partial(_on_mesh, mesh), state)
-    return Program(mesh, rules, graphdef, params, state, tx)
-
-
-def _on_mesh(mesh, shape):
-    """Gives a scalar of the state, which follows from no parameter, its (replicated) place."""
-    spec = shape.sharding.spec if shape.sharding is not None else jax.sharding.PartitionSpec()
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-
-
-def abstract_batch(job: Job, prog: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of the global batch, from the feature lengths alone."""
-    sharding = jax.sharding.NamedSharding(prog.mesh, prog.rules.spec("batch", "length"))
-    return {
-        name: jax.ShapeDtypeStruct((job.batch_size, length), dtype, sharding=sharding)
-        for name, (length, dtype) in packing.feature_types(job.feature_lengths, job.pack).items()
-    }
-
-
-def step_function(job: Job, prog: Program):
-    """The job's train step, jitted with the state donated."""
-    loss_fn = partial(loss.batch_loss, prog.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
-    train_step = step.make_train_step(
-        loss_fn, prog.tx, job.learning_rate, job.seed, job.microbatches, job.loss_normalizing_factor
-    )
-    return jax.jit(train_step, donate_argnums=0)
-
-
 def train(job: Job, config_text: str, began: float) -> None:
     """Trains a job to its end, from its newest checkpoint where there is one.
 
@@ -156,20 +93,20 @@ def train(job: Job, config_text: str, began: float) -> None:
     model_dir = epath.Path(job.model_dir)
 
     with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
-        prog = program(job, mesh)
+        program = lay_out(job, mesh)
         done = checkpoint.steps(model_dir)
         if done and done[-1] >= job.train_steps:
             say(f"t5x_lite: {model_dir} is already at step {done[-1]} of {job.train_steps}: nothing to do")
             (model_dir / DONE).touch()
             return
         task, explain = open_task(job)
-        _say_start(job, prog, devices)
+        _say_start(job, program, devices)
 
-        batch_shapes = abstract_batch(job, prog)
+        batch_shapes = abstract_batch(job, program)
         place = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
-        compiled = beside.submit(_compile, step_function(job, prog), mesh, prog.state, batch_shapes)
+        compiled = beside.submit(_compile, train_step(job, program), mesh, program.state, batch_shapes)
         checkpoints = checkpoint.manager(model_dir, job.keep_checkpoints)
-        first, state, position = _initial(job, prog, checkpoints, done, shards, identity(job))
+        first, state, position = _initial(job, program, checkpoints, done, shards, identity(job))
         plan = _plan(job, devices)
         batches = batching.TrainBatches(
             lambda: examples.train_streams(
@@ -186,13 +123,13 @@ def train(job: Job, config_text: str, began: float) -> None:
         )
         _write_description(job, config_text, model_dir)
         writer = MetricsWriter(model_dir, first, active=jax.process_index() == 0)
-        evaluate = partial(_evaluate, job, prog, task, explain, writer, place)
+        evaluate = partial(_evaluate, job, program, task, explain, writer, place)
         with loop.StopRequest() as stop:
-            train_step = compiled.result()
+            compiled_step = compiled.result()
             say(f"ready after {time.monotonic() - began:.1f} s; training from step {first} to {job.train_steps}")
             try:
                 loop.run(
-                    plan, state, first, train_step, batches, checkpoints, writer, evaluate, stop,
+                    plan, state, first, compiled_step, batches, checkpoints, writer, evaluate, stop,
                     lambda: say(f"first step done after {time.monotonic() - began:.1f} s"),
                 )  # fmt: skip
             finally:
@@ -209,23 +146,21 @@ def _compile(function, mesh, *shapes):
         return function.lower(*shapes).compile()
 
 
-def _initial(job: Job, prog: Program, checkpoints, done: list[int], shards: list[int], identity: dict):
+def _initial(job: Job, program: Program, checkpoints, done: list[int], shards: list[int], identity: dict):
     """The step, state and data position to begin with: resumed, from an initial checkpoint, or fresh."""
     if done:
         say(f"resuming from {job.model_dir} at step {done[-1]}")
-        state, position = checkpoint.restore(checkpoints, done[-1], prog.state, identity, shards)
+        state, position = checkpoint.restore(checkpoints, done[-1], program.state, identity, shards)
         return done[-1], state, position.shards
     if not job.initial_checkpoint:
-        shardings = jax.tree.map(lambda s: s.sharding, prog.params)
-        make = jax.jit(partial(network.init, job.model, prog.rules), out_shardings=shardings)
-        params = make(jax.random.key(job.seed))
-        return 0, jax.jit(partial(step.initial_state, tx=prog.tx))(params), None
+        params = init_params(job, program)(jax.random.key(job.seed))
+        return 0, init_state(program)(params), None
     directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
     say(f"starting from the checkpoint {directory} of step {at}")
     saved = directory / checkpoint.FOLDER / str(at)
     wanted = ["params", "step"] + (["opt_state"] if job.initial_optimizer_state else [])
-    part = checkpoint.restore_part(saved, {name: prog.state[name] for name in wanted})
-    state = jax.jit(partial(step.initial_state, tx=prog.tx))(part["params"]) | part
+    part = checkpoint.restore_part(saved, {name: program.state[name] for name in wanted})
+    state = init_state(program)(part["params"]) | part
     return int(state["step"]), state, None
 
 
@@ -252,18 +187,18 @@ def _write_description(job: Job, config_text: str, model_dir: epath.Path) -> Non
         return
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / DONE).unlink(missing_ok=True)
-    (model_dir / CONFIG_FILE).write_text(config_text)
+    (model_dir / CONFIG).write_text(config_text)
     from t5x_lite.tasks import vocabulary
 
     source = vocabulary.file(job.vocabulary)
-    if source is not None and not (model_dir / VOCABULARY_FILE).exists():
-        with epath.Path(source).open("rb") as read, (model_dir / VOCABULARY_FILE).open("wb") as write:
+    if source is not None and not (model_dir / VOCABULARY).exists():
+        with epath.Path(source).open("rb") as read, (model_dir / VOCABULARY).open("wb") as write:
             shutil.copyfileobj(read, write)
 
 
-def _evaluate(job: Job, prog: Program, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
+def _evaluate(job: Job, program: Program, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
     """Teacher-forced loss and accuracy on the validation split of each task, to the terminal and eval/results.jsonl."""
-    sums_of = eval_function(prog)
+    sums_of = eval_step(program)
     streams = examples.evaluation_streams(
         task, "validation", job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
     )
@@ -272,20 +207,15 @@ def _evaluate(job: Job, prog: Program, task, explain, writer: MetricsWriter, pla
         rows = batching.eval_batches(stream, job.feature_lengths, job.batch_size, job.pack, job.eval_batches, host)
         result = evaluation.teacher_forced(sums_of, params, map(place, rows))
         if jax.process_index() == 0:
-            append_result(job.model_dir, {"step": at, "task": name, "split": "validation", **result})
+            append_result(epath.Path(job.model_dir) / "eval", {"step": at, "task": name, "split": "validation", **result})
             writer.scalars(at, {f"eval/{name}/{k}": v for k, v in result.items()})
             say(f"step {at}  eval {name}: loss {result['loss']:.3f}  accuracy {result['accuracy']:.3f}")
 
 
-def eval_function(prog: Program):
-    """Compiled (params, batch) -> summed loss, correct tokens and weight."""
-    return jax.jit(lambda params, batch: loss.batch_loss(prog.graphdef, params, batch, None)[1])
-
-
-def _say_start(job: Job, prog: Program, devices) -> None:
+def _say_start(job: Job, program: Program, devices) -> None:
     kinds = f"{len(devices)} x {devices[0].device_kind}"
-    axes = {a: n for a, n in prog.mesh.shape.items() if n > 1} or "one device"
+    axes = {a: n for a, n in program.mesh.shape.items() if n > 1} or "one device"
     say(
-        f"{network.count(prog.params):,} parameters on {kinds} (mesh {axes}); batch {job.batch_size} x "
+        f"{network.count(program.params):,} parameters on {kinds} (mesh {axes}); batch {job.batch_size} x "
         f"({job.feature_lengths['inputs']} + {job.feature_lengths['targets']}) tokens of {job.mixture_or_task_name}"
     )

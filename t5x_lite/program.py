@@ -1,0 +1,114 @@
+"""A job laid out on a mesh, before any array exists: shapes, shardings and the functions to compile."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from t5x_lite.data import batches, packing
+from t5x_lite.job import Job
+from t5x_lite.model import decoding, loss, network
+from t5x_lite.parallel import partition
+from t5x_lite.train import optimizer, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The abstract side of a job.
+
+    Args:
+      mesh: the devices, real or not.
+      rules: logical axes to mesh axes.
+      graphdef: for `nnx.merge` with the parameters.
+      params: ShapeDtypeStructs with shardings.
+      state: the same for the whole training state.
+      tx: the optimizer over stacked layers.
+    """
+
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+    rules: partition.Rules
+    graphdef: nnx.GraphDef
+    params: dict
+    state: dict
+    tx: optax.GradientTransformation
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Of a [rows, length] feature."""
+        return NamedSharding(self.mesh, self.rules.spec("batch", "length"))
+
+
+def lay_out(job: Job, mesh) -> Program:
+    """Shapes and shardings of a job on a mesh, which must be the current one (`jax.set_mesh`).
+
+    Raises:
+      UserError: a logical axis does not divide over the mesh.
+    """
+    rules = job.partition.table()
+    # Kernels join heads with their width, which may divide where the heads themselves do not.
+    partition.check_divides(mesh, rules, "heads", job.model.num_heads, "attention heads")
+    graphdef, shapes, axes = network.split(job.model, rules)
+    shardings = partition.shardings(mesh, rules, shapes, axes)
+    params = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+    tx = optimizer.over_layers(job.optimizer, axes)
+    state = jax.tree.map(partial(_placed, mesh), jax.eval_shape(partial(step.initial_state, tx=tx), params))
+    return Program(mesh, rules, graphdef, params, state, tx)
+
+
+def _placed(mesh, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Replicates what follows from no parameter: the counters of the state."""
+    spec = shape.sharding.spec if shape.sharding is not None else PartitionSpec()
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def abstract_batch(job: Job, program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of the global batch, from the feature lengths alone.
+
+    Raises:
+      UserError: the batch does not divide over the mesh and the microbatches.
+    """
+    parts = partition.batch_divisor(program.mesh, program.rules)
+    batches.check_batch(job.batch_size, job.microbatches, parts)
+    return {
+        name: jax.ShapeDtypeStruct((job.batch_size, length), dtype, sharding=program.batch_sharding)
+        for name, (length, dtype) in packing.feature_types(job.feature_lengths, job.pack).items()
+    }
+
+
+def init_params(job: Job, program: Program) -> Callable[[jax.Array], dict]:
+    """key -> freshly drawn parameters, created where they belong."""
+    shardings = jax.tree.map(lambda s: s.sharding, program.params)
+    return jax.jit(partial(network.init, job.model, program.rules), out_shardings=shardings)
+
+
+def init_state(program: Program) -> Callable[[dict], dict]:
+    """params -> the training state at step 0."""
+    return jax.jit(partial(step.initial_state, tx=program.tx))
+
+
+def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict, dict]]:
+    """(state, batch) -> (state, metrics), with the state donated."""
+    loss_fn = partial(loss.batch_loss, program.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
+    function = step.make_train_step(
+        loss_fn, program.tx, job.learning_rate, job.seed, job.microbatches, job.loss_normalizing_factor
+    )
+    return jax.jit(function, donate_argnums=0)
+
+
+def eval_step(program: Program) -> Callable[[dict, dict], dict]:
+    """(params, batch) -> sums of loss, z-loss, correct tokens and weight."""
+    return jax.jit(lambda params, batch: loss.batch_loss(program.graphdef, params, batch, None)[1])
+
+
+def score_step(program: Program) -> Callable[[dict, dict], tuple[jax.Array, jax.Array]]:
+    """(params, batch) -> log-probability of each target token, and whether it is the most probable."""
+    return jax.jit(partial(loss.token_scores, program.graphdef))
+
+
+def greedy_step(program: Program, length: int, eos: int) -> Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(params, encoder tokens) -> token ids and log-probability of each row."""
+    return jax.jit(partial(decoding.greedy, program.graphdef, length=length, eos=eos))
