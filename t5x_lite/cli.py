@@ -34,7 +34,11 @@ def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> arg
     parser.add_argument("--traceback", action="store_true", help="show Python's traceback with an error")
     if gin:
         parser.add_argument(
-            "--gin_file", action="append", default=[], metavar="F", help="path or shipped name; may be repeated, later ones win"
+            "--gin_file",
+            action="append",
+            default=[],
+            metavar="F",
+            help="path or shipped name; may be repeated, later ones win",
         )
         parser.add_argument("--module", metavar="M", help="Python module that registers your tasks")
         parser.epilog = "--gin.NAME=value sets a macro or parameter of the gin files; text needs no quotes"
@@ -43,7 +47,9 @@ def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> arg
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = _Parser(prog="t5x_lite", description="T5 pretraining, fine-tuning and evaluation with JAX", allow_abbrev=False)
+    root = _Parser(
+        prog="t5x_lite", description="T5 pretraining, fine-tuning and evaluation with JAX", allow_abbrev=False
+    )
     root.add_argument("--version", action="version", version=f"t5x_lite {__version__}")
     verbs = root.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 

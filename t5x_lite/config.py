@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import gin
-
 from t5x_lite.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -133,7 +132,7 @@ def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset
                 "no gin file of this job refers to it, so it would change nothing",
                 nearest(name, used),
             )
-    for name, value in macros.items():
+    for name in macros:
         if name not in ever_used:
             raise UserError(
                 f"{name} is set in a gin file, but nothing reads it",
@@ -166,11 +165,16 @@ def _explained(error: Exception, where: str) -> UserError:
     unknown = re.search(r"'?([\w.]+)'? (?:doesn't have|has no) (?:a )?(?:parameter|attribute) (?:named )?'(\w+)'", text)
     if unknown:
         return UserError(f"{where}: {unknown[1]} has no parameter {unknown[2]}", text, "correct the name")
-    return UserError(f"{where} cannot be read", f"{type(error).__name__}: {text}", "correct this line of the gin file or flag")
+    return UserError(
+        f"{where} cannot be read", f"{type(error).__name__}: {text}", "correct this line of the gin file or flag"
+    )
 
 
 def load(
-    files: Sequence[str], bindings: Sequence[str] = (), configured: str = "t5x_lite.job.Job", optional: Iterable[str] = ()
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    configured: str = "t5x_lite.job.Job",
+    optional: Iterable[str] = (),
 ) -> Callable:
     """Parses gin files, then command-line bindings, and returns `configured` with its bindings applied.
 
@@ -207,7 +211,7 @@ def load(
             _parse(Path(path).read_text(encoding="utf-8"), path)
             ever_used.update(_references())
         given = [s.split(" = ")[0] for s in statements]
-        for statement, name in zip(statements, given):
+        for statement in statements:
             _parse(statement, f"--gin.{statement.replace(' = ', '=', 1)}")
             ever_used.update(_references())
         _check_macros([n for n in given if "." not in n and "/" not in n], ever_used, frozenset(optional))

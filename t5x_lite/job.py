@@ -16,6 +16,9 @@ from t5x_lite.parallel.partition import Partition
 # What a verb that neither reads data nor writes can do without.
 UNUSED_WHEN_DRY = ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "VOCABULARY")
 
+# What a verb that reads a model directory can do without: a converted model was never a job.
+NOT_TRAINING = (*UNUSED_WHEN_DRY, "TRAIN_STEPS", "INITIAL_CHECKPOINT_PATH")
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -60,7 +63,7 @@ class Job:
     learning_rate: Callable[[int], float]
     mixture_or_task_name: str | None
     feature_lengths: Mapping[str, int]
-    train_steps: int
+    train_steps: int | None
     model_dir: str | None
     mixture_or_task_module: str | None = None
     vocabulary: str | None = None
@@ -87,12 +90,14 @@ class Job:
 
     def __post_init__(self):
         for name, macro in (("batch_size", "BATCH_SIZE"), ("microbatches", "MICROBATCHES"),
-                            ("data_shards", "DATA_SHARDS"), ("train_steps", "TRAIN_STEPS"),
+                            ("data_shards", "DATA_SHARDS"),
                             ("log_period", "LOG_PERIOD"), ("eval_batches", "EVAL_BATCHES"),
                             ("max_nonfinite_steps", "MAX_NONFINITE_STEPS")):  # fmt: skip
             _whole(name, getattr(self, name), macro, least=1)
         for name, macro in (("save_period", "SAVE_PERIOD"), ("eval_period", "EVAL_PERIOD"), ("seed", "RANDOM_SEED")):
             _whole(name, getattr(self, name), macro, least=0)
+        if self.train_steps is not None:
+            _whole("train_steps", self.train_steps, "TRAIN_STEPS", least=1)
         if self.keep_checkpoints is not None:
             _whole("keep_checkpoints", self.keep_checkpoints, "KEEP_CHECKPOINTS", least=1)
         lengths = self.feature_lengths

@@ -1,10 +1,10 @@
 """A model directory, read back: its job, its vocabulary and the parameters of one checkpoint.
 
-    MODEL_DIR/config.gin         the resolved configuration, re-runnable as it is
-    MODEL_DIR/vocabulary.model   a copy of the SentencePiece model
-    MODEL_DIR/checkpoints/STEP/  see train/checkpoint.py
-    MODEL_DIR/metrics.jsonl, events.out.tfevents.*, eval/, report.html
-    MODEL_DIR/DONE               once TRAIN_STEPS is committed
+MODEL_DIR/config.gin         the resolved configuration, re-runnable as it is
+MODEL_DIR/vocabulary.model   a copy of the SentencePiece model
+MODEL_DIR/checkpoints/STEP/  see train/checkpoint.py
+MODEL_DIR/metrics.jsonl, events.out.tfevents.*, eval/, report.html
+MODEL_DIR/DONE               once TRAIN_STEPS is committed
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from etils import epath
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
-from t5x_lite.job import Job
+from t5x_lite.job import NOT_TRAINING, Job
 from t5x_lite.parallel import start
 from t5x_lite.parallel.partition import batch_divisor
 from t5x_lite.program import Program, lay_out
@@ -93,7 +93,7 @@ def read_job(directory: epath.Path, gin_files: Sequence[str] = (), bindings: Seq
             "a model directory is described by its own configuration",
             "give the MODEL_DIR of a training run, or make one with t5x_lite convert",
         )
-    job: Job = config.build(config.load([str(path), *gin_files], bindings))
+    job: Job = config.build(config.load([str(path), *gin_files], bindings, optional=NOT_TRAINING))
     if not any(b.partition("=")[0].strip() == "VOCABULARY" for b in bindings) and (directory / VOCABULARY).exists():
         job = dataclasses.replace(job, vocabulary=str(directory / VOCABULARY))
     return job

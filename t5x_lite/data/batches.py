@@ -67,9 +67,7 @@ def check_batch(batch_size: int, microbatches: int, parts: int) -> None:
 
 def to_global(features: Mapping[str, np.ndarray], shardings: Mapping[str, jax.sharding.Sharding]) -> Batch:
     """This host's rows as its part of global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in features.items()
-    }
+    return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in features.items()}
 
 
 class TrainBatches:

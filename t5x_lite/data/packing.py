@@ -33,15 +33,15 @@ class Packer:
         if not self._pack:
             return [[example]]
         done = []
-        for index, (row, room) in enumerate(self._rows):
-            if all(len(example[f]) <= room[f] for f in room):
-                break
-        else:
+        fitting = (i for i, (_, room) in enumerate(self._rows) if all(len(example[f]) <= room[f] for f in room))
+        index = next(fitting, None)
+        if index is None:
             if len(self._rows) == OPEN_ROWS:
                 fullest = min(range(OPEN_ROWS), key=lambda i: sum(self._rows[i][1].values()))
                 done.append(self._rows.pop(fullest)[0])
-            index, row, room = len(self._rows), [], dict(self._lengths)
-            self._rows.append((row, room))
+            index = len(self._rows)
+            self._rows.append(([], dict(self._lengths)))
+        row, room = self._rows[index]
         row.append(example)
         for feature in room:
             room[feature] -= len(example[feature])

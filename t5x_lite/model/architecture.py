@@ -70,5 +70,7 @@ class Architecture:
 
 def _wrong(name: str, value, expected: str, macro: str | None = None) -> UserError:
     return UserError(
-        f"Architecture.{name} is {value!r}", f"it must be {expected}", f"Set --gin.{macro or 'architecture.Architecture.' + name}"
+        f"Architecture.{name} is {value!r}",
+        f"it must be {expected}",
+        f"Set --gin.{macro or 'architecture.Architecture.' + name}",
     )

@@ -86,9 +86,7 @@ class Attention(nnx.Module):
         """[B, Q, D] attending to the given keys and values [B, S, H, K], back to [B, Q, D]."""
         query = self._split(self.query(x, ("batch", "length", "heads")))
         attended = dot_product_attention(query, *keys_values, bias, mask, self.rate, drop_key)
-        joined = jnp.reshape(
-            attended, (*x.shape[:2], -1), out_sharding=self.rules.spec("batch", "length", "heads")
-        )
+        joined = jnp.reshape(attended, (*x.shape[:2], -1), out_sharding=self.rules.spec("batch", "length", "heads"))
         return self.out(joined, ("batch", "length", None))
 
 

@@ -29,14 +29,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def parameter(key: Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, layers: int = 0) -> nnx.Param:
+def parameter(
+    key: Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, layers: int = 0
+) -> nnx.Param:
     """A float32 parameter drawn from N(0, std^2); `layers` > 0 stacks that many."""
     if layers:
         shape, axes = (layers, *shape), ("layers", *axes)
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
 
 
-def truncated(key: Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, layers: int = 0) -> nnx.Param:
+def truncated(
+    key: Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float, layers: int = 0
+) -> nnx.Param:
     """As `parameter`, from a normal cut at two standard deviations and rescaled to `std`."""
     # The standard deviation of a unit normal truncated to [-2, 2].
     unit = 0.87962566103423978

@@ -10,7 +10,9 @@ Array = jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def cross_entropy(logits: Array, targets: Array, z_loss: float = 0.0, label_smoothing: float = 0.0) -> tuple[Array, Array]:
+def cross_entropy(
+    logits: Array, targets: Array, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[Array, Array]:
     """Loss of each token, in nats.
 
     With label smoothing e the target has probability 1 - e and each other token e / (V - 1), and the

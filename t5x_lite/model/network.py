@@ -224,9 +224,7 @@ def split(arch: Architecture, rules: Rules) -> tuple[nnx.GraphDef, dict, dict]:
       ShapeDtypeStruct; the same dict with each parameter's logical axes.
     """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: T5(arch, rules, nnx.Rngs(0))))
-    axes = jax.tree.map(
-        lambda v: v.get_metadata()["axes"], state, is_leaf=lambda x: isinstance(x, nnx.Variable)
-    )
+    axes = jax.tree.map(lambda v: v.get_metadata()["axes"], state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     shapes = jax.tree.map(
         lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
     )

@@ -81,7 +81,9 @@ def parse_topology(text: str) -> Slice:
     generation, _, shape = text.partition(":")
     if generation not in tpus:
         raise UserError(
-            f"--topology={text} names no TPU generation", nearest(generation, tpus), "write for example --topology=v5e:4x4"
+            f"--topology={text} names no TPU generation",
+            nearest(generation, tpus),
+            "write for example --topology=v5e:4x4",
         )
     dimensions = CHIPS[generation].dimensions
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != dimensions:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -51,7 +52,7 @@ class PositionHandler(ocp.CheckpointHandler):
                     f"{name} is {wanted.get(name)!r}, but the data position in {directory} was saved "
                     f"under {saved.get(name)!r}",
                     "the stream of examples would not be the one that the run has seen so far",
-                    f"set --gin.{name} back, or start another MODEL_DIR from this one with --gin.INITIAL_CHECKPOINT_PATH",
+                    f"set --gin.{name} back, or start another MODEL_DIR from this one by --gin.INITIAL_CHECKPOINT_PATH",
                 )
         return Position(saved, {s: (directory / f"shard_{s:05d}").read_bytes() for s in args.shards})
 
@@ -92,7 +93,11 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: dict, position: P
 
 
 def restore(
-    checkpoints: ocp.CheckpointManager, step: int, abstract_state: dict, identity: Mapping[str, object], shards: list[int]
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    abstract_state: dict,
+    identity: Mapping[str, object],
+    shards: list[int],
 ) -> tuple[dict, Position]:
     """Reads a checkpoint onto the shardings of `abstract_state`, whatever mesh wrote it.
 
@@ -110,9 +115,7 @@ def restore(
     _check_shapes(checkpoints.item_metadata(step)["state"], abstract_state, directory / str(step))
     restored = checkpoints.restore(
         step,
-        args=ocp.args.Composite(
-            data=RestorePosition(identity, shards), state=ocp.args.StandardRestore(abstract_state)
-        ),
+        args=ocp.args.Composite(data=RestorePosition(identity, shards), state=ocp.args.StandardRestore(abstract_state)),
     )
     return restored["state"], restored["data"]
 
@@ -151,6 +154,12 @@ def _leaves(tree) -> dict[str, tuple[int, ...]]:
 
 def _check_shapes(saved, wanted, where: epath.Path) -> None:
     saved, wanted = _leaves(saved), _leaves(wanted)
+    if any(n.startswith("opt_state") for n in wanted) and not any(n.startswith("opt_state") for n in saved):
+        raise UserError(
+            f"the checkpoint {where} holds no optimizer state",
+            "it was converted, so it is a start and not a run to resume",
+            "Set --gin.INITIAL_CHECKPOINT_PATH to its directory, and --gin.MODEL_DIR to a new one",
+        )
     for name in sorted(wanted, key=lambda n: (not n.startswith("params"), n)):
         found = saved.get(name)
         if found == wanted[name]:
@@ -169,6 +178,19 @@ def _check_shapes(saved, wanted, where: epath.Path) -> None:
             "the checkpoint is of another model",
             "use the gin file of its model, or another MODEL_DIR",
         )
+
+
+def save_params(model_dir: str, step: int, params: dict) -> None:
+    """Writes a checkpoint of parameters alone, and returns when it is committed."""
+    state = {"step": np.asarray(step, np.int32), "params": params}
+    with manager(model_dir, keep=None) as checkpoints:
+        checkpoints.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
+
+
+def entries(directory: epath.Path) -> set[str]:
+    """What the state of a checkpoint holds: `params`, `step`, and `opt_state` unless it was converted."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return set(checkpointer.metadata(directory / "state").item_metadata.tree)
 
 
 def steps(model_dir: str) -> list[int]:

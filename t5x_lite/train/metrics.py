@@ -49,9 +49,7 @@ class MetricsWriter:
         self._events = RecordWriter(self._events_file)
         self._write_event(Event(wall_time=now, file_version="brain.Event:2"))
         # TensorBoard then drops what an earlier file holds from this step on.
-        self._write_event(
-            Event(wall_time=now, step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
-        )
+        self._write_event(Event(wall_time=now, step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def _write_event(self, event: Event) -> None:
         self._events.write(event.SerializeToString())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable
+from functools import partial
 
 import jax
 import numpy as np
@@ -105,11 +106,13 @@ def task_metrics(
         metrics, outputs = evaluator.evaluate(
             compute_metrics=True,
             step=model.step,
-            predict_fn=lambda dataset: _predict(model, member, dataset),
-            score_fn=lambda dataset: _score(model, dataset),
+            predict_fn=partial(_predict, model, member),
+            score_fn=partial(_score, model),
         )
         found[member.name] = {k: float(v) for k, v in metrics.result()[member.name].items() if np.ndim(v) == 0}
-        _write_predictions(output / f"{model.step}-{member.name}-{split}.jsonl", member, evaluator, outputs[member.name])
+        _write_predictions(
+            output / f"{model.step}-{member.name}-{split}.jsonl", member, evaluator, outputs[member.name]
+        )
     return found
 
 
@@ -156,5 +159,7 @@ def _write_predictions(path: epath.Path, member, evaluator, outputs: dict) -> No
             for kind, values in outputs.items():
                 value = values[index]
                 name = kind.name.lower()
-                line[name] = features["targets"].vocabulary.decode(list(value)) if name == "prediction" else float(value)
+                line[name] = (
+                    features["targets"].vocabulary.decode(list(value)) if name == "prediction" else float(value)
+                )
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

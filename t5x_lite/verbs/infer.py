@@ -91,7 +91,9 @@ def read_records(path: str, fields: tuple[str, ...]) -> list[dict]:
             raise UserError(f"line {number} of {path} is not JSON", str(error), "correct that line") from error
         if not isinstance(record, dict) or not all(isinstance(record.get(f), str) for f in fields):
             raise UserError(
-                f"line {number} of {path} is {line[:80]}", f"it must be an object with text in {wanted}", "correct that line"
+                f"line {number} of {path} is {line[:80]}",
+                f"it must be an object with text in {wanted}",
+                "correct that line",
             )
         records.append(record)
     if not records:
@@ -110,7 +112,8 @@ def write_lines(path: str | None, results: Iterator[dict]) -> int:
     """Writes results as JSON lines as they come, to a file or to stdout; returns how many."""
     count = 0
     with contextlib.nullcontext(sys.stdout) if path is None else open(path, "w", encoding="utf-8") as file:
-        for count, result in enumerate(results, start=1):
+        for result in results:
+            count += 1
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
             file.flush()
     return count

@@ -158,7 +158,9 @@ def _initial(job: Job, program: Program, checkpoints, done: list[int], shards: l
     directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
     say(f"starting from the checkpoint {directory} of step {at}")
     saved = directory / checkpoint.FOLDER / str(at)
-    wanted = ["params", "step"] + (["opt_state"] if job.initial_optimizer_state else [])
+    wanted = ["params", "step"]
+    if job.initial_optimizer_state and "opt_state" in checkpoint.entries(saved):
+        wanted.append("opt_state")
     part = checkpoint.restore_part(saved, {name: program.state[name] for name in wanted})
     state = init_state(program)(part["params"]) | part
     return int(state["step"]), state, None
@@ -207,7 +209,9 @@ def _evaluate(job: Job, program: Program, task, explain, writer: MetricsWriter, 
         rows = batching.eval_batches(stream, job.feature_lengths, job.batch_size, job.pack, job.eval_batches, host)
         result = evaluation.teacher_forced(sums_of, params, map(place, rows))
         if jax.process_index() == 0:
-            append_result(epath.Path(job.model_dir) / "eval", {"step": at, "task": name, "split": "validation", **result})
+            append_result(
+                epath.Path(job.model_dir) / "eval", {"step": at, "task": name, "split": "validation", **result}
+            )
             writer.scalars(at, {f"eval/{name}/{k}": v for k, v in result.items()})
             say(f"step {at}  eval {name}: loss {result['loss']:.3f}  accuracy {result['accuracy']:.3f}")
 
