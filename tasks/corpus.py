@@ -22,6 +22,7 @@ import platform
 import re
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _raw() -> Iterator[tuple[str, Iterable[str]]]:
     for package in sorted(_PACKAGES):
         spec = importlib.util.find_spec(package)
         if spec is not None:
-            yield from _modules(package, Path(list(spec.submodule_search_locations)[0]))
+            yield from _modules(package, Path(next(iter(spec.submodule_search_locations))))
 
 
 def _modules(package: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
@@ -84,7 +85,10 @@ def _modules(package: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _docstrings(path: Path) -> list[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            # Of other people's escape sequences.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         # Packages ship a few templates that are no Python.
         return []

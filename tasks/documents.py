@@ -100,8 +100,10 @@ def bad_file(path: str, reason: str) -> tuple[str, str, str]:
     )
 
 
-def from_json(record: bytes) -> bytes:
-    """The document in a line of JSON. Raises ValueError with the reason why there is none."""
+def from_json(record: bytes) -> bytes | None:
+    """The document in a line of JSON, None for a blank line. Raises ValueError with the reason why there is none."""
+    if not record.strip():
+        return None
     try:
         value = json.loads(record)
     except ValueError as error:
@@ -163,6 +165,11 @@ def split_text(lines: Iterable[bytes], pending: bytes = b"") -> tuple[list[bytes
     return documents, pending
 
 
+def plain(message: str) -> str:
+    """The message of a tf.errors exception without the names of graph nodes."""
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", message).strip()
+
+
 def check_gzip(path: str) -> None:
     """Raises ValueError where a compressed file is damaged or breaks off."""
     with open_file(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
@@ -222,7 +229,7 @@ def records(path: str) -> Iterator[bytes]:
             try:
                 yield from tf.data.TFRecordDataset(path, "GZIP" if zipped else "").as_numpy_iterator()
             except tf.errors.DataLossError as error:
-                raise ValueError(error.message) from None
+                raise ValueError(plain(error.message)) from None
         elif kind == "parquet":
             for group in range(parquet_groups(path)):
                 yield from parquet_group(path, group)
@@ -262,9 +269,9 @@ def texts(files: Iterable[str]) -> Iterator[str]:
     for path in files:
         decode = DECODERS[file_format(path)[0]]
         for number, record in enumerate(records(path), start=1):
-            if not record.strip():
-                continue
             try:
-                yield decode(record).decode("utf-8")
+                text = decode(record)
             except ValueError as error:
                 raise UserError(*bad_record(path, number, str(error))) from None
+            if text is not None:
+                yield text.decode("utf-8")

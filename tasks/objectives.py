@@ -93,18 +93,19 @@ def span_corruption(
             "Set --gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 114}\"",
         )
     tokens_length, targets_length = span_corruption_lengths(sequence_length["inputs"], noise_density, mean_span)
+    inputs_length = sequence_length["inputs"]
     if sequence_length["targets"] < targets_length:
         raise UserError(
             f"TASK_FEATURE_LENGTHS gives the targets {sequence_length['targets']} tokens",
-            f"span corruption of {sequence_length['inputs']} input tokens makes {targets_length} target tokens",
-            f"Set --gin.TASK_FEATURE_LENGTHS=\"{{'inputs': {sequence_length['inputs']}, 'targets': {targets_length}}}\"",
+            f"span corruption of {inputs_length} input tokens makes {targets_length} target tokens",
+            f"Set --gin.TASK_FEATURE_LENGTHS=\"{{'inputs': {inputs_length}, 'targets': {targets_length}}}\"",
         )
     vocabulary = output_features["targets"].vocabulary
     spans = _counts(tokens_length, noise_density, mean_span)[1]
     # A vocabulary of bytes has no extra ids: ByT5 takes its last bytes, which occur in no text, as sentinels.
     if 0 < vocabulary.extra_ids < spans:
         raise UserError(
-            f"TASK_FEATURE_LENGTHS gives the inputs {sequence_length['inputs']} tokens",
+            f"TASK_FEATURE_LENGTHS gives the inputs {inputs_length} tokens",
             f"their {spans} spans need a sentinel each, and the vocabulary has {vocabulary.extra_ids}",
             "Shorten the inputs in --gin.TASK_FEATURE_LENGTHS, or use a task with a larger mean_span",
         )

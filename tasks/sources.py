@@ -33,7 +33,7 @@ _MARK = "t5x_lite.UserError "
 
 
 def bind(data_glob: str | None, validation_glob: str | None, data_dir: str | None) -> None:
-    """Sets the files of the `text_*` tasks (DATA_GLOB, VALIDATION_GLOB) and the TFDS folder of all others (DATA_DIR)."""
+    """Sets the files of the `text_*` tasks (DATA_GLOB, VALIDATION_GLOB) and the TFDS folder (DATA_DIR)."""
     _globs.update(train=data_glob, validation=validation_glob)
     seqio.set_tfds_data_dir_override(data_dir)
 
@@ -182,15 +182,16 @@ _READERS = {
 
 
 def _decoded(kind: str, paths, numbers, records) -> tf.Tensor:
-    """The documents in a batch of records. Blank lines are no records."""
+    """The documents in a batch of records."""
     decode = documents.DECODERS[kind]
 
     def all_decoded(paths, numbers, records):
         texts = []
         for path, number, record in zip(paths, numbers, records):
-            if record.strip():
-                with _blamed(documents.bad_record, path, int(number)):
-                    texts.append(decode(record))
+            with _blamed(documents.bad_record, path, int(number)):
+                text = decode(record)
+            if text is not None:
+                texts.append(text)
         return np.array(texts, object)
 
     return tf.ensure_shape(_python(all_decoded, [paths, numbers, records]), [None])
@@ -216,7 +217,7 @@ def explain(error: Exception) -> UserError | None:
         parts, _ = json.JSONDecoder().raw_decode(text[text.index(_MARK) + len(_MARK) :])
         return UserError(*parts)
     if isinstance(error, tf.errors.DataLossError):
-        return _damaged(error.message)
+        return _damaged(documents.plain(error.message))
     return None
 
 

@@ -77,7 +77,7 @@ def test_splitting_text_does_not_depend_on_where_the_lines_are_cut():
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"Record 1 .* surrogates not allowed"),
         ("a.txt", b"fine\n\n\xff\xfe\n", r"Record 2 .* can't decode byte 0xff"),
         ("a.parquet", b"no parquet", r"a\.parquet cannot be read. It is no Parquet file"),
-        ("a.tfrecord", b"no records at all", r"a\.tfrecord cannot be read. (T|C)"),
+        ("a.tfrecord", b"no records at all", r"a\.tfrecord cannot be read\. Corrupted record at 0 "),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:40], r"Compressed file ended before"),
         ("a.csv", b"", r"a\.csv has no known suffix. .*\.jsonl, \.tfrecord and \.txt"),
     ],
@@ -94,9 +94,9 @@ def test_parquet_without_the_column_or_with_null(tmp_path):
 
     path = str(tmp_path / "a.parquet")
     for table, message in (
-        ({"body": ["x"]}, r'no column "text", its columns are body'),
-        ({"text": [1]}, r'its column "text" holds int64'),
-        ({"text": ["x", None]}, r'row 2 of row group 0 has null in the column "text"'),
+        ({"body": ["x"]}, r'It has no column "text", its columns are body'),
+        ({"text": [1]}, r'Its column "text" holds int64, not'),
+        ({"text": ["x", None]}, r'Row 2 of row group 0 has null in the column "text"'),
     ):
         pyarrow.parquet.write_table(pyarrow.table(table), path)
         with pytest.raises(UserError, match=message):
@@ -127,6 +127,6 @@ def test_reading_text_and_sizes_loads_no_tensorflow(tmp_path):
 
 
 def test_the_package_refuses_a_second_name(tmp_path):
-    code = "import sys, t5x_lite; sys.path.insert(0, str(__import__('pathlib').Path(t5x_lite.__file__).parents[1])); import tasks"
+    code = "import sys, t5x_lite; sys.path.insert(0, t5x_lite.__path__[-1]); import tasks"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0 and "its name is t5x_lite.tasks" in done.stderr

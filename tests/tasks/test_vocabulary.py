@@ -11,12 +11,15 @@ from t5x_lite.tasks import vocabulary
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 PUBLIC = DATA / "vocab/t5_cc_all.32000/spiece.model"
 
-WORDS = "the quick brown fox jumps over a lazy dog while some other animals sleep under old green trees".split()
+WORDS = (
+    "the quick brown foxes jumped over lazy dogs while some other animals kept sleeping under old green trees and "
+    "nobody wondered about those curious visitors from distant mountains who brought strange objects with them"
+).split()
 
 
 def text_file(folder, documents=200):
     path = folder / "text.txt"
-    path.write_text("\n\n".join(" ".join(WORDS[(i * j) % 17] for j in range(1, 30)) for i in range(documents)))
+    path.write_text("\n\n".join(" ".join(WORDS[(i * j) % 31] for j in range(1, 30)) for i in range(documents)))
     return str(path)
 
 
@@ -35,14 +38,14 @@ T5_IDS = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
 
 
 def test_a_trained_vocabulary(tmp_path):
-    first = vocabulary.train([text_file(tmp_path)], 70, tmp_path / "first")
-    again = vocabulary.train([text_file(tmp_path)], 70, tmp_path / "again.model")
+    first = vocabulary.train([text_file(tmp_path)], 55, tmp_path / "first")
+    again = vocabulary.train([text_file(tmp_path)], 55, tmp_path / "again.model")
     assert first == tmp_path / "first/sentencepiece.model" and again == tmp_path / "again.model"
     assert first.read_bytes() == again.read_bytes()
     assert [p.name for p in (tmp_path / "first").iterdir()] == ["sentencepiece.model"]
-    assert vocabulary.size(str(first)) == 70 + 100
+    assert vocabulary.size(str(first)) == 55 + 100
     loaded = vocabulary.load(str(first))
-    assert loaded.vocab_size == 170
+    assert loaded.vocab_size == 155
     assert (loaded.pad_id, loaded.eos_id, loaded.unk_id) == (0, 1, 2)
     assert loaded.decode(loaded.encode("the lazy fox jumps")) == "the lazy fox jumps"
 
@@ -120,8 +123,8 @@ def test_the_chosen_vocabulary_follows_what_is_bound(tmp_path):
         feature.vocabulary.vocab_size == 259 and chosen.encode("a") == [100] == chosen.encode_tf("a").numpy().tolist()
     )
     assert chosen == seqio.ByteVocabulary() and chosen.decode([100, 1]) == "a"
-    vocabulary.bind(str(vocabulary.train([text_file(tmp_path)], 70, tmp_path)))
-    assert chosen.vocab_size == 170 and chosen.eos_id == 1 and chosen.extra_ids == 100
+    vocabulary.bind(str(vocabulary.train([text_file(tmp_path)], 55, tmp_path)))
+    assert chosen.vocab_size == 155 and chosen.eos_id == 1 and chosen.extra_ids == 100
     vocabulary.bind(None)
     with pytest.raises(UserError, match="VOCABULARY is not set"):
         chosen.encode("a")
