@@ -92,10 +92,7 @@ class Documents(seqio.DataSource):
         dataset = dataset.batch(_RECORDS_DECODED_AT_ONCE).map(lambda *rows: _decoded(kind, *rows)).unbatch()
         if shuffle:
             dataset = dataset.shuffle(SHUFFLED, seed=seed)
-        options = tf.data.Options()
-        # A Python function counts as state of unknown kind; ours have none.
-        options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-        return dataset.map(lambda text: {"text": text}).with_options(options)
+        return dataset.map(lambda text: {"text": text})
 
 
 def _one_format(paths: list[str]) -> str:
@@ -127,7 +124,11 @@ def _numbered(kind: str, path, compression, stride, offset) -> tf.data.Dataset:
 
 
 def _python(function: Callable, arguments: list, dtypes=tf.string):
-    """A Python function without state as an op."""
+    """A Python function without state as an op.
+
+    Declared stateless, it can be saved with an iterator. (The other way, to let tf.data ignore external state,
+    drops the seeds of reshuffling too: a resumed pipeline then differs from its next epoch on.)
+    """
     return tf.numpy_function(tf.autograph.experimental.do_not_convert(function), arguments, dtypes, stateful=False)
 
 
