@@ -68,12 +68,9 @@ def load(path: str | None):
 
     if path == "bytes":
         return seqio.ByteVocabulary()
-    if path == "demo":
-        from t5x_lite.tasks import corpus
-
-        path = str(corpus.vocabulary_path())
-    inside = _sentinels(_model(path))
-    return seqio.SentencePieceVocabulary(path, extra_ids=0 if inside else SENTINELS)
+    found = model(path)
+    path = str(_demo()) if path == "demo" else path
+    return seqio.SentencePieceVocabulary(path, extra_ids=0 if holds_sentinels(found) else SENTINELS)
 
 
 def size(path: str | None) -> int:
@@ -88,17 +85,29 @@ def size(path: str | None) -> int:
         from t5x_lite.tasks import corpus
 
         return corpus.VOCABULARY_SIZE + SENTINELS
-    model = _model(path)
-    return model.get_piece_size() + (0 if _sentinels(model) else SENTINELS)
+    found = model(path)
+    return found.get_piece_size() + (0 if holds_sentinels(found) else SENTINELS)
 
 
-def _sentinels(model) -> bool:
-    """Whether a model file holds the sentinels itself, as T5's cc_all.32000.100extra and mT5's file do."""
+def holds_sentinels(model) -> bool:
+    """Whether a SentencePiece model has the sentinels itself, as T5's cc_all.32000.100extra and mT5's file do."""
     return any(model.piece_to_id(piece) != model.unk_id() for piece in ("<extra_id_0>", "▁<extra_id_0>"))
 
 
-def _model(path: str | None):
-    """The SentencePiece processor of a model file, checked."""
+def _demo() -> Path:
+    from t5x_lite.tasks import corpus
+
+    return corpus.vocabulary_path()
+
+
+def model(path: str | None):
+    """The sentencepiece.SentencePieceProcessor of a model file or of "demo", as it is in the file, checked.
+
+    Loads neither TensorFlow nor seqio.
+
+    Raises:
+      UserError: as `load`.
+    """
     import sentencepiece
 
     if not path:
@@ -108,6 +117,7 @@ def _model(path: str | None):
             "Give --gin.VOCABULARY the path of a SentencePiece model: the public one of T5 is "
             f"{_PUBLIC}, or train one with `t5x_lite vocab train`",
         )
+    path = str(_demo()) if path == "demo" else path
     try:
         with documents.open_file(path) as file:
             data = file.read()
@@ -118,24 +128,24 @@ def _model(path: str | None):
             str(error),
             f"Set --gin.VOCABULARY to a SentencePiece model, such as {_PUBLIC}",
         ) from error
-    model = sentencepiece.SentencePieceProcessor()
+    found = sentencepiece.SentencePieceProcessor()
     try:
-        model.LoadFromSerializedProto(data)
+        found.LoadFromSerializedProto(data)
     except RuntimeError as error:
         raise UserError(
             f"VOCABULARY={path} is no SentencePiece model",
             f"{len(data)} bytes were read and refused",
             "Set --gin.VOCABULARY to a file that SentencePiece wrote (usually *.model)",
         ) from error
-    ids = {"pad": (model.pad_id(), 0), "eos": (model.eos_id(), 1), "unk": (model.unk_id(), 2)}
-    wrong = [f"{name} is {found}, not {wanted}" for name, (found, wanted) in ids.items() if found != wanted]
+    ids = {"pad": (found.pad_id(), 0), "eos": (found.eos_id(), 1), "unk": (found.unk_id(), 2)}
+    wrong = [f"{name} is {has}, not {wanted}" for name, (has, wanted) in ids.items() if has != wanted]
     if wrong:
         raise UserError(
             f"VOCABULARY={path} has other special ids: {', '.join(wrong)}",
             "T5 has padding 0, end of sequence 1 and unknown 2",
             "Set --gin.VOCABULARY to a model trained with pad_id=0, eos_id=1, unk_id=2, as `t5x_lite vocab train` does",
         )
-    return model
+    return found
 
 
 def train(files: Sequence[str], size: int, output: Path, max_characters: int = 50_000_000) -> Path:
