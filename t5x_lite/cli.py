@@ -6,6 +6,7 @@ nor TensorFlow.
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -128,6 +129,7 @@ def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
 def run(argv: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
     show_traceback = "--traceback" in argv
+    _quiet()
     try:
         words, bindings = _take_gin(argv)
         if not words:
@@ -152,6 +154,12 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("t5x_lite: interrupted", file=sys.stderr)
         return 130
+
+
+def _quiet() -> None:
+    """Keeps what TensorFlow and others say about this machine off the terminal, before they are loaded."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def _fail(kind: str, error, show_traceback: bool) -> int:

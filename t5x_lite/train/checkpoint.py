@@ -130,17 +130,20 @@ def restore_part(directory: epath.Path, abstract: dict) -> dict:
     Raises:
       UserError: a parameter is missing or of another shape.
     """
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(directory / "state").item_metadata.tree
+    with _reader() as reader:
+        saved = reader.metadata(directory).item_metadata["state"].tree
         _check_shapes({name: saved.get(name) for name in abstract}, abstract, directory)
-        return checkpointer.restore(
-            directory / "state",
-            args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
-            ),
+        part = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
         )
+        return reader.restore(directory, args=ocp.args.Composite(state=part))["state"]
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads the state of one checkpoint, in part where asked."""
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler()))
 
 
 def _leaves(tree) -> dict[str, tuple[int, ...]]:
@@ -189,8 +192,8 @@ def save_params(model_dir: str, step: int, params: dict) -> None:
 
 def entries(directory: epath.Path) -> set[str]:
     """What the state of a checkpoint holds: `params`, `step`, and `opt_state` unless it was converted."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return set(checkpointer.metadata(directory / "state").item_metadata.tree)
+    with _reader() as reader:
+        return set(reader.metadata(directory).item_metadata["state"].tree)
 
 
 def steps(model_dir: str) -> list[int]:

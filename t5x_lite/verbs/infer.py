@@ -42,9 +42,9 @@ def complete(
     Yields:
       `inputs`, `prediction` and `score`, the log-probability of the completion in nats.
     """
-    from t5x_lite.tasks import vocabulary
+    from t5x_lite.tasks.codec import load
 
-    codec = vocabulary.codec(model.job.vocabulary)
+    codec = load(model.job.vocabulary)
     decode = greedy_step(model.program, max_length or model.job.feature_lengths["targets"], codec.eos_id)
     rows = model.rows(batch_size)
     for group in grouped(texts, rows):

@@ -21,9 +21,9 @@ def main(args) -> None:
 
 def scored(model: model_dir.Restored, records: list[dict], batch_size: int) -> Iterator[dict]:
     """Each record with `score`, its targets' log-probability in nats, end token included, and their `tokens`."""
-    from t5x_lite.tasks import vocabulary
+    from t5x_lite.tasks.codec import load
 
-    codec = vocabulary.codec(model.job.vocabulary)
+    codec = load(model.job.vocabulary)
     score, rows = score_step(model.program), model.rows(batch_size)
     for group in grouped(records, rows):
         pairs = [

@@ -190,9 +190,9 @@ def _write_description(job: Job, config_text: str, model_dir: epath.Path) -> Non
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / DONE).unlink(missing_ok=True)
     (model_dir / CONFIG).write_text(config_text)
-    from t5x_lite.tasks import vocabulary
+    from t5x_lite.tasks import codec
 
-    source = vocabulary.file(job.vocabulary)
+    source = codec.model_file(job.vocabulary)
     if source is not None and not (model_dir / VOCABULARY).exists():
         with epath.Path(source).open("rb") as read, (model_dir / VOCABULARY).open("wb") as write:
             shutil.copyfileobj(read, write)

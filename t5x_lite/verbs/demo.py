@@ -1,0 +1,126 @@
+"""t5x_lite demo: pretrain a small T5 on this installation's own English, evaluate it, fill spans, write the report.
+
+The configuration is gin/examples/demo.gin; every part is the one that the other verbs use.
+"""
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from etils import epath
+
+from t5x_lite import config, model_dir
+from t5x_lite.data import batches as batching
+from t5x_lite.data import examples
+from t5x_lite.job import Job
+from t5x_lite.program import score_step
+from t5x_lite.train.metrics import append_result, duration, say
+from t5x_lite.verbs import report
+from t5x_lite.verbs.infer import complete
+from t5x_lite.verbs.train import open_task, train
+
+# Training batches whose targets the unigram model is fitted on, and validation batches that both are measured on.
+_FIT_BATCHES, _MEASURE_BATCHES = 200, 40
+
+_SHORT = ["TRAIN_STEPS=40", "EVAL_PERIOD=20", "SAVE_PERIOD=20", "LOG_PERIOD=10", "EVAL_BATCHES=2"]
+
+
+def main(args) -> None:
+    """The verb."""
+    began = time.monotonic()
+    bindings = [f"MODEL_DIR={args.output}", *(_SHORT if args.short else [])]
+    job: Job = config.build(config.load(["examples/demo.gin"], bindings))
+    train(job, config.resolved(), began)
+    trained = time.monotonic() - began
+    with model_dir.restored(args.output, (), ()) as model:
+        compare_with_unigram(model)
+        show_samples(model)
+    path = report.write(epath.Path(args.output))
+    print(f"\nThe report is {path}\nTraining took {duration(trained)} of {duration(time.monotonic() - began)}.")
+
+
+def compare_with_unigram(model: model_dir.Restored) -> None:
+    """Prints the loss on non-sentinel target tokens beside that of a unigram model fitted on training targets."""
+    job = model.job
+    task, explain = open_task(job)
+    vocabulary = task.output_features["targets"].vocabulary
+    ids = vocabulary.vocab_size
+    first_sentinel = ids - 100
+
+    train_stream = examples.train_streams(task, [0], 1, job.feature_lengths, True, job.seed, False, explain)[0]
+    counts = np.ones(ids)  # one more of each, so that an unseen token is not impossible
+    for row in train_stream.take(_FIT_BATCHES * job.batch_size):
+        for example in row:
+            counts += np.bincount(example["targets"], minlength=ids)
+    counts[first_sentinel:] = 0
+    with np.errstate(divide="ignore"):
+        unigram = np.log(counts / counts.sum())
+
+    score = score_step(model.program)
+    total, unigram_total, tokens = 0.0, 0.0, 0
+    [(_, stream)] = examples.evaluation_streams(
+        task, "validation", job.feature_lengths, True, job.seed, False, explain
+    )
+    rows = model.rows(job.batch_size)
+    for batch in batching.eval_batches(stream, job.feature_lengths, rows, True, _MEASURE_BATCHES, (0, 1)):
+        targets = batch["decoder_target_tokens"]
+        counted = (targets > 0) & (targets < first_sentinel)
+        log_probability, _ = jax.device_get(score(model.params, {k: model.place(v) for k, v in batch.items()}))
+        total -= log_probability[counted].sum()
+        unigram_total -= unigram[targets[counted]].sum()
+        tokens += int(counted.sum())
+    ours, baseline = float(total / tokens), float(unigram_total / tokens)
+    append_result(
+        model.directory / "eval",
+        {
+            "step": model.step,
+            "task": job.mixture_or_task_name,
+            "split": "validation",
+            "non_sentinel_loss": ours,
+            "baseline_unigram_loss": baseline,
+            "tokens": tokens,
+        },
+    )
+    print(f"\nValidation loss on {tokens:,} non-sentinel target tokens, in nats a token:")
+    print(f"  this model     {ours:.3f}\n  unigram model  {baseline:.3f}\n  difference     {baseline - ours:.3f}")
+
+
+def show_samples(model: model_dir.Restored, count: int = 4) -> None:
+    """Prints held-out sentences with missing spans, the true spans, and what the model fills in."""
+    from t5x_lite.tasks import corpus, documents
+
+    rng = random.Random(model.job.seed)
+    sentences = list(_sentences(documents.texts(corpus.files("validation"))))
+    pairs = [masked(sentence, rng) for sentence in rng.sample(sentences, count)]
+    results = complete(model, [inputs for inputs, _ in pairs], batch_size=count)
+    samples = [{**result, "targets": targets} for result, (_, targets) in zip(results, pairs)]
+    path = model.directory / "eval" / "samples.jsonl"
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    for sample in samples:
+        print(f"\ninput:      {sample['inputs']}\ntarget:     {sample['targets']}\nprediction: {sample['prediction']}")
+
+
+def _sentences(texts: Iterator[str]) -> Iterator[str]:
+    """Sentences of ten to thirty words."""
+    for text in texts:
+        for sentence in re.split(r"(?<=[.!?])\s+", text.replace("\n", " ")):
+            if 10 <= len(sentence.split()) <= 30:
+                yield sentence
+
+
+def masked(sentence: str, rng: random.Random) -> tuple[str, str]:
+    """The sentence with two spans of one to three words replaced by sentinels, and the target for them."""
+    words = sentence.split()
+    half = len(words) // 2
+    inputs, targets, kept = [], [], 0
+    for number, (low, high) in enumerate(((1, half), (half + 1, len(words)))):
+        length = rng.randint(1, min(3, high - low))
+        start = rng.randint(low, high - length)
+        inputs += [*words[kept:start], f"<extra_id_{number}>"]
+        targets += [f"<extra_id_{number}>", *words[start : start + length]]
+        kept = start + length
+    return " ".join(inputs + words[kept:]), " ".join(targets)
