@@ -52,7 +52,7 @@ def open_task(job: Job):
 
     task = registry.prepare(
         job.mixture_or_task_name, job.mixture_or_task_module, job.vocabulary, job.data_glob, job.validation_glob,
-        job.data_dir,
+        job.data_dir, job.use_cached_tasks,
     )  # fmt: skip
     return task, sources.explain
 

@@ -1,0 +1,91 @@
+"""The peer of `bench train`: T5 of Hugging Face transformers on PyTorch, eager, with its Adafactor.
+
+The optimizer has T5's settings (relative scale, no relative step); the loss is cross-entropy over the same
+target tokens, without the z-loss and accuracy that ours has.
+"""
+
+from t5x_lite.errors import UserError
+from t5x_lite.model.architecture import Architecture
+
+# transformers reads "gated-gelu" as the tanh approximation, and "gelu" alone as the exact one.
+_FEED_FORWARD = {
+    ("relu",): "relu",
+    ("gelu",): "gelu_new",
+    ("relu", "linear"): "gated-relu",
+    ("gelu", "linear"): "gated-gelu",
+    ("silu", "linear"): "gated-silu",
+}
+
+
+def configuration(arch: Architecture) -> dict:
+    """Arguments of `transformers.T5Config` for the same network.
+
+    Raises:
+      UserError: transformers has no such feed-forward layer.
+    """
+    if arch.mlp_activations not in _FEED_FORWARD:
+        raise UserError(
+            f"Architecture.mlp_activations is {arch.mlp_activations}",
+            "the peer computes T5 only with " + ", ".join(map(str, _FEED_FORWARD)),
+            "set --gin.architecture.Architecture.mlp_activations",
+        )
+    return {
+        "vocab_size": arch.vocab_size,
+        "d_model": arch.embed_dim,
+        "d_kv": arch.head_dim,
+        "d_ff": arch.mlp_dim,
+        "num_layers": arch.encoder_layers,
+        "num_decoder_layers": arch.decoder_layers,
+        "num_heads": arch.num_heads,
+        "relative_attention_num_buckets": arch.relative_buckets,
+        "relative_attention_max_distance": arch.relative_max_distance,
+        "dropout_rate": 0.0,
+        "layer_norm_epsilon": arch.norm_epsilon,
+        "feed_forward_proj": _FEED_FORWARD[arch.mlp_activations],
+        "tie_word_embeddings": arch.tied_head,
+        "scale_decoder_outputs": arch.tied_head,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def step(argument):
+    """(about, step) for a `bench_train.Contestant`; `argument` is (configuration, Workload)."""
+    settings, work = argument
+    import torch
+    import transformers
+    from transformers.optimization import Adafactor
+
+    from t5x_lite.verbs import bench_train
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings))
+    if not settings["tie_word_embeddings"] and model.lm_head.weight is model.shared.weight:
+        # transformers 5 ties T5's head whatever the configuration says.
+        drawn = torch.randn_like(model.shared.weight) * settings["d_model"] ** -0.5
+        model.lm_head.weight = torch.nn.Parameter(drawn)
+    model.to(device).train()
+    optimizer = Adafactor(model.parameters(), lr=1e-2, scale_parameter=True, relative_step=False, warmup_init=False)
+    inputs, targets = (torch.tensor(x.astype("int64"), device=device) for x in bench_train.random_tokens(work, settings["vocab_size"]))
+    visible = torch.ones_like(inputs)
+
+    def take() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16"):
+            loss = model(input_ids=inputs, attention_mask=visible, labels=targets).loss
+        loss.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
+
+    about = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "attention": model.config._attn_implementation,
+    }
+    return about, take
