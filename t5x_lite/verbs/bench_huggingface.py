@@ -69,7 +69,9 @@ def step(argument):
         model.lm_head.weight = torch.nn.Parameter(drawn)
     model.to(device).train()
     optimizer = Adafactor(model.parameters(), lr=1e-2, scale_parameter=True, relative_step=False, warmup_init=False)
-    inputs, targets = (torch.tensor(x.astype("int64"), device=device) for x in bench_train.random_tokens(work, settings["vocab_size"]))
+    inputs, targets = (
+        torch.tensor(x.astype("int64"), device=device) for x in bench_train.random_tokens(work, settings["vocab_size"])
+    )
     visible = torch.ones_like(inputs)
 
     def take() -> float:

@@ -206,9 +206,11 @@ class Contestant:
                 "a smaller --batch_size or model needs less memory",
             ) from None
         if kind == "wrong":
-            raise UserError(f"{self.name} cannot take this job", value, "change what this names")
+            raise UserError(f"{self.name} cannot take this job", value, "correct what it names")
         if kind == "failed":
-            raise RunError(f"{self.name} failed: {value}", "nothing was written", "a smaller --batch_size needs less memory")
+            raise RunError(
+                f"{self.name} failed: {value}", "nothing was written", "a smaller --batch_size needs less memory"
+            )
         return value
 
     def step(self) -> dict:

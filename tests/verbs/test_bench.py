@@ -1,0 +1,128 @@
+"""bench: the train step is measured without the data libraries, beside the peer where it is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import cli
+from t5x_lite.model.architecture import Architecture
+from t5x_lite.verbs import bench, bench_huggingface, bench_train
+
+ROOT = Path(__file__).parents[2]
+DATA_LIBRARIES = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "sentencepiece", "tensorboard")
+TINY = (
+    *("--gin_file=models/t5_1_1_tiny.gin", "--batch_size=2", "--inputs=16", "--targets=8", "--runs=2"),
+    *("--gin.architecture.Architecture.encoder_layers=1", "--gin.architecture.Architecture.decoder_layers=1"),
+)
+
+
+def test_train_runs_without_the_data_libraries(tmp_path):
+    """In every process of it: each of them would fail to import what is blocked by name."""
+    for name in DATA_LIBRARIES:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    output = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "t5x_lite", "bench", "train", *TINY, f"--output={output}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    ours = result["contestants"][bench_train.OURS]
+    assert len(ours["steps"]) == 2
+    # Two steps on one fixed batch of random tokens: about log(V) nats, and falling.
+    losses = [s["loss"] for s in ours["steps"]]
+    assert 0 < losses[1] < losses[0] < 20
+    assert ours["peak_rss_bytes"] > 2**26
+    assert all(ours["parts"][part] > 0 for part in ("trace_s", "compile_s", "init_s"))
+    assert result["machine"]["versions"]["jax"]
+    assert "tokens/s" in done.stdout and f"{ours['parameters']:,} parameters" in done.stdout
+    if importlib.util.find_spec("torch") is None:
+        assert "not measured, torch" in done.stdout
+    else:
+        assert result["contestants"][bench_train.PEER]["parameters"] == ours["parameters"]
+        assert len(result["cpu_s_ratio"]) == 2
+
+
+def _three(argument):
+    return {"given": argument}, lambda: 3.0
+
+
+def _wrong(argument):
+    raise bench_train.UserError("it is", "so", "change --this")
+
+
+def _failing(argument):
+    raise MemoryError("no room")
+
+
+def _dying(argument):
+    os._exit(9)
+
+
+def test_a_contestant_steps_when_told_and_measures_itself():
+    contestant = bench_train.Contestant("three", _three, 5)
+    step = contestant.step()
+    assert contestant.about == {"given": 5}
+    assert step["loss"] == 3.0 and step["wall_s"] >= 0 and step["cpu_s"] >= 0
+    assert contestant.close() > 2**20
+    with pytest.raises(OSError):
+        contestant.step()
+
+
+@pytest.mark.parametrize(
+    "make, error, text",
+    [
+        (_wrong, bench_train.UserError, "Change --this"),
+        (_failing, bench_train.RunError, "MemoryError: no room"),
+        (_dying, bench_train.RunError, "status 9"),
+    ],
+)
+def test_a_contestant_that_fails_says_why(make, error, text):
+    with pytest.raises(error, match=text):
+        bench_train.Contestant("other", make, None)
+
+
+def test_the_peer_has_the_shape_of_the_job():
+    arch = Architecture(embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16, encoder_layers=3, decoder_layers=2)
+    settings = bench_huggingface.configuration(arch)
+    assert (settings["d_model"], settings["num_heads"], settings["d_kv"], settings["d_ff"]) == (8, 2, 4, 16)
+    assert (settings["num_layers"], settings["num_decoder_layers"]) == (3, 2)
+    assert settings["feed_forward_proj"] == "gated-gelu" and not settings["tie_word_embeddings"]
+    with pytest.raises(bench_huggingface.UserError, match="mlp_activations"):
+        bench_huggingface.configuration(Architecture(mlp_activations=("silu", "silu")))
+
+
+def test_all_contestants_see_the_same_tokens_and_no_padding():
+    work = bench_train.Workload((), (), 3, 5, 4, "float32")
+    first, second = bench_train.random_tokens(work, 11), bench_train.random_tokens(work, 11)
+    assert all((a == b).all() for a, b in zip(first, second))
+    assert [x.shape for x in first] == [(3, 5), (3, 4)]
+    assert all(x.min() >= 2 and x.max() < 11 for x in first)
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--runs=0"], "--runs=0. It must be at least 1. Set --runs."),
+        (["--output=/nowhere/at/all.json"], "--output=/nowhere/at/all.json. Its folder is not there."),
+        (["--gin_file=models/huge.gin"], "--gin_file=models/huge.gin is not there"),
+        ([*TINY, "--gin.architecture.Architecture.mlp_dim=0"], "Architecture.mlp_dim is 0"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_measured(flags, text, capsys):
+    assert cli.run(["bench", "train", *flags]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_table_aligns_names_left_and_figures_right():
+    assert bench.table([("", "s"), ("long name", "1.0"), ("n", "10.0")]) == (
+        "              s\nlong name   1.0\nn          10.0"
+    )
