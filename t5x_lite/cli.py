@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
     evaluate.add_argument("--split", default="validation")
     evaluate.add_argument("--num_examples", type=int, metavar="N", help="at most so many examples of each task")
+    evaluate.add_argument("--batch_size", type=int, default=16, metavar="N")
     evaluate.add_argument("--output_dir", metavar="D", help="default: the model directory's eval/")
 
     infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True)

@@ -20,8 +20,6 @@ from t5x_lite.train.metrics import append_result, say
 from t5x_lite.verbs.infer import until_end
 from t5x_lite.verbs.train import open_task
 
-_ROWS = 16
-
 
 def main(args) -> None:
     """The verb: a table on stdout, lines in eval/results.jsonl, predictions in eval/."""
@@ -30,14 +28,14 @@ def main(args) -> None:
             job = dataclasses.replace(model.job, mixture_or_task_name=args.mixture_or_task)
             model = dataclasses.replace(model, job=job)
         output = epath.Path(args.output_dir or model.directory / "eval")
-        results = evaluate(model, args.split, args.num_examples, output)
+        results = evaluate(model, args.split, args.num_examples, output, args.batch_size)
     for name, result in results.items():
         shown = "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items())
         print(f"{name}  step {model.step}  {shown}")
 
 
 def evaluate(
-    model: model_dir.Restored, split: str, num_examples: int | None, output: epath.Path
+    model: model_dir.Restored, split: str, num_examples: int | None, output: epath.Path, batch_size: int
 ) -> dict[str, dict[str, float]]:
     """Evaluates every task of the job's mixture that has the split.
 
@@ -46,6 +44,7 @@ def evaluate(
       split: of the tasks.
       num_examples: most examples of each task; None: all.
       output: folder for results.jsonl and, of tasks with metrics, STEP-TASK-SPLIT.jsonl with predictions.
+      batch_size: rows computed together.
 
     Returns:
       For each task its `loss` (nats a target token), `accuracy` (share of target tokens), `tokens`, and
@@ -62,8 +61,8 @@ def evaluate(
             f"it has {', '.join(sorted({s for t in examples.members(task, None) for s in t.splits}))}",
             "choose one with --split",
         )
-    sums_of, rows = eval_step(model.program), model.rows(_ROWS)
-    own_metrics = task_metrics(model, task, split, num_examples, output)
+    sums_of, rows = eval_step(model.program), model.rows(batch_size)
+    own_metrics = task_metrics(model, task, split, num_examples, output, rows)
     results = {}
     for name, stream in examples.evaluation_streams(
         task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, explain, num_examples
@@ -81,7 +80,7 @@ def evaluate(
 
 
 def task_metrics(
-    model: model_dir.Restored, task, split: str, num_examples: int | None, output: epath.Path
+    model: model_dir.Restored, task, split: str, num_examples: int | None, output: epath.Path, rows: int
 ) -> dict[str, dict[str, float]]:
     """The seqio metrics of each task that has any, by seqio's own Evaluator."""
     import seqio
@@ -106,8 +105,8 @@ def task_metrics(
         metrics, outputs = evaluator.evaluate(
             compute_metrics=True,
             step=model.step,
-            predict_fn=partial(_predict, model, member),
-            score_fn=partial(_score, model),
+            predict_fn=partial(_predict, model, member, rows),
+            score_fn=partial(_score, model, rows),
         )
         found[member.name] = {k: float(v) for k, v in metrics.result()[member.name].items() if np.ndim(v) == 0}
         _write_predictions(
@@ -116,11 +115,11 @@ def task_metrics(
     return found
 
 
-def _predict(model: model_dir.Restored, member, dataset) -> list[tuple[int, list[int]]]:
+def _predict(model: model_dir.Restored, member, rows: int, dataset) -> list[tuple[int, list[int]]]:
     """(index, ids without the end token) of each example, in order."""
     vocabulary = member.output_features["targets"].vocabulary
     decode = greedy_step(model.program, model.job.feature_lengths["targets"], vocabulary.eos_id)
-    rows, results = model.rows(_ROWS), []
+    results = []
     for group in grouped(_examples(dataset), rows):
         tokens = inputs_batch([_unpadded(e["encoder_input_tokens"]) for _, e in group], rows)
         ids = jax.device_get(decode(model.params, model.place(tokens))[0])
@@ -128,9 +127,9 @@ def _predict(model: model_dir.Restored, member, dataset) -> list[tuple[int, list
     return results
 
 
-def _score(model: model_dir.Restored, dataset) -> list[tuple[int, float]]:
+def _score(model: model_dir.Restored, rows: int, dataset) -> list[tuple[int, float]]:
     """(index, log-probability of the targets) of each example, in order."""
-    score, rows, results = score_step(model.program), model.rows(_ROWS), []
+    score, results = score_step(model.program), []
     for group in grouped(_examples(dataset), rows):
         pairs = [(_unpadded(e["encoder_input_tokens"]), _unpadded(e["decoder_target_tokens"])) for _, e in group]
         batch = {name: model.place(array) for name, array in pairs_batch(pairs, rows).items()}
