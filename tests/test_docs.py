@@ -1,0 +1,136 @@
+"""Every command of README.md and docs/ runs, in the order of the pages, in one directory with small data.
+
+A reader's model has tens of millions of parameters and trains for days. Here each
+`train` command gets a tiny shape and a few steps on top of what the page says; all
+other flags are the page's own.
+"""
+
+import gzip
+import json
+import random
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece  # noqa: F401  (fails early where the environment lacks it)
+
+from t5x_lite import cli
+from t5x_lite.tasks import vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    "README.md",
+    "docs/pretrain_own_text.md",
+    "docs/pretrain_c4.md",
+    "docs/define_a_task.md",
+    "docs/finetune.md",
+    "docs/evaluate.md",
+    "docs/convert.md",
+    "docs/tpu.md",
+    "docs/performance.md",
+]
+
+TINY = [
+    "architecture.Architecture.embed_dim=32",
+    "architecture.Architecture.num_heads=2",
+    "architecture.Architecture.head_dim=8",
+    "architecture.Architecture.mlp_dim=32",
+    "architecture.Architecture.encoder_layers=1",
+    "architecture.Architecture.decoder_layers=1",
+    "architecture.Architecture.vocab_size=512",
+    "architecture.Architecture.dtype=float32",
+    "BATCH_SIZE=8",
+    "EVAL_BATCHES=1",
+    "LOG_PERIOD=2",
+]
+# Commands that other tests run: the packaging tests, make itself, and the benchmarks' own tests.
+ELSEWHERE = ("make ", "pip ", "git ", "cd ", "t5x_lite demo", "t5x_lite bench")
+
+
+def commands(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command at the size of a test."""
+    if words[0] == "vocab":
+        return [re.sub(r"--size=\d+", "--size=400", w) for w in words]
+    if words[0] != "train" or "--dry_run" in words:
+        return words
+    steps = {"12000": "6", "1000": "4", "10000": "4", "1000000": "4"}
+    words = [re.sub(r"(--gin\.TRAIN_STEPS=)(\d+)", lambda m: m[1] + steps[m[2]], w) for w in words]
+    converted = any("runs/from_hf/" in w for w in words)
+    return words + [f"--gin.{b}" for b in TINY if not (converted and b.startswith("arch"))]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A directory with what the pages tell a reader to have."""
+    home = tmp_path_factory.mktemp("reader")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(2000)]
+
+    def documents(path: Path, count: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") as file:
+            for _ in range(count):
+                file.write(json.dumps({"text": " ".join(rng.choices(words, k=120)) + "."}) + "\n")
+
+    for split, count in (("train", 40), ("validation", 8)):
+        documents(home / f"corpus/{split}-00000-of-00001.json.gz", count)
+        documents(home / f"c4/en/c4-{split}.00000-of-00001.json.gz", count)
+        lines = [f"land{i}\tcity{i}\n" for i in range(40)]
+        (home / f"capitals_{split}.tsv").write_text("".join(lines))
+    files = [str(home / "corpus/train-00000-of-00001.json.gz")]
+    vocabulary.train(files, 400, home / "spiece.model")
+    (home / "questions.txt").write_text("The <extra_id_0> walks.\nIt is <extra_id_0> .\n")
+    (home / "pairs.jsonl").write_text(json.dumps({"inputs": "a b", "targets": "c"}) + "\n")
+    _huggingface(home)
+    return home
+
+
+def _huggingface(home: Path) -> None:
+    """A Hugging Face directory with the test's vocabulary, made by our own writer from random parameters."""
+    import jax
+
+    from t5x_lite.interop import huggingface
+    from t5x_lite.model import network
+    from t5x_lite.model.architecture import Architecture
+    from t5x_lite.parallel.partition import Rules, single_device
+
+    arch = Architecture(512, 32, 2, 16, 64, 1, 1)
+    with jax.set_mesh(single_device()):
+        params = jax.device_get(network.init(arch, Rules(), jax.random.key(0)))
+    huggingface.write(home / "hf_t5", arch, params, home / "spiece.model")
+
+
+def test_every_command_of_the_pages_runs(reader, monkeypatch, capsys):
+    monkeypatch.chdir(reader)
+    for page in PAGES:
+        for name, code in re.findall(r"```python title=(\S+)\n(.*?)```", (ROOT / page).read_text(), flags=re.S):
+            (reader / name).write_text(code)
+        for command in commands(page):
+            if command.startswith(ELSEWHERE):
+                continue
+            words = shlex.split(command)
+            assert words[0] == "t5x_lite", f"{page} has a command that no test runs: {command}"
+            status = cli.run(shortened(words[1:]))
+            assert status == 0, f"{page}: {command}\n{capsys.readouterr().err}"
+    results = [json.loads(line) for line in (reader / "runs/capitals/eval/results.jsonl").read_text().splitlines()]
+    assert "capitals/accuracy" in results[-1] or "accuracy" in results[-1]
+    assert len((reader / "answers.jsonl").read_text().splitlines()) == 2
+    assert json.loads((reader / "scores.jsonl").read_text())["score"] < 0
+    assert (reader / "hf_again/model.safetensors").is_file()
+    shutil.rmtree(reader / "runs")
+
+
+def test_all_pages_are_tested_and_linked():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages | {"README.md"} == set(PAGES)
+    readme = (ROOT / "README.md").read_text()
+    for page in pages:
+        assert f"({page})" in readme, f"README.md does not lead to {page}"
