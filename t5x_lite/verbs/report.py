@@ -1,0 +1,303 @@
+"""t5x_lite report: a model directory as one self-contained HTML page.
+
+No network, no script: it can be mailed, printed and read in ten years. Everything
+that comes from a file is escaped.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from etils import epath
+
+from t5x_lite.errors import RunError, UserError
+from t5x_lite.train import checkpoint
+from t5x_lite.train.metrics import JSONL, read_jsonl
+from t5x_lite.verbs.report_chart import Series, chart, number
+
+PAGE = "report.html"
+# A long run has more evaluations and samples than a page should hold; it says so.
+_EVALUATIONS, _SAMPLES = 60, 20
+
+
+def main(args) -> None:
+    """The verb."""
+    print(write(epath.Path(args.model_dir)))
+
+
+def write(directory: epath.Path) -> epath.Path:
+    """Writes MODEL_DIR/report.html and returns its path.
+
+    Raises:
+      UserError: this is no model directory, nothing has been logged in it, or a file of it is damaged.
+      RunError: the page cannot be written.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no model directory", "there is no such folder", "give the MODEL_DIR of a run")
+    train = _lines(directory / JSONL)
+    if not train:
+        raise UserError(
+            f"{directory} has nothing to report",
+            f"it holds no {JSONL} with a line in it, which a run writes at its first LOG_PERIOD",
+            "give the MODEL_DIR of a run",
+        )
+    config = directory / "config.gin"
+    page = render(
+        name=directory.name,
+        train=train,
+        evaluations=_lines(directory / "eval" / "results.jsonl"),
+        samples=_lines(directory / "eval" / "samples.jsonl"),
+        checkpoints=checkpoint.steps(str(directory)),
+        config=config.read_text() if config.exists() else "",
+        done=(directory / "DONE").exists(),
+    )
+    path = directory / PAGE
+    try:
+        path.write_text(page)
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written: {error}", "the run itself is unchanged", "make room or rights there"
+        ) from error
+    return path
+
+
+def _lines(path: epath.Path) -> list[dict]:
+    try:
+        return read_jsonl(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read", f"a line is no JSON: {error}", "correct or remove that line of the file"
+        ) from error
+
+
+def render(
+    name: str,
+    train: Sequence[Mapping],
+    evaluations: Sequence[Mapping],
+    samples: Sequence[Mapping],
+    checkpoints: Sequence[int],
+    config: str,
+    done: bool,
+) -> str:
+    """The page.
+
+    Args:
+      name: of the run.
+      train: lines of metrics.jsonl.
+      evaluations: lines of eval/results.jsonl.
+      samples: lines of eval/samples.jsonl.
+      checkpoints: steps.
+      config: the resolved gin configuration.
+      done: the run has reached its last step.
+    """
+    return _PAGE.format(
+        title=escape(name),
+        style=_STYLE,
+        state="finished" if done else "not finished",
+        headline=_headline(train, evaluations, config),
+        charts=_charts(train, evaluations),
+        evaluations=_evaluations(evaluations),
+        samples=_samples(samples),
+        checkpoints=_checkpoints(checkpoints),
+        config=f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>" if config else "",
+    )
+
+
+def _headline(train: Sequence[Mapping], evaluations: Sequence[Mapping], config: str) -> str:
+    last = train[-1]
+    of = re.search(r"^TRAIN_STEPS = (\d+)$", config, re.MULTILINE)
+    figures = [
+        ("step", number(last["step"]), f"of {int(of[1]):,}" if of else ""),
+        ("training loss", number(last.get("loss")), "nats a target token"),
+    ]
+    for line in _newest(evaluations):
+        of_task = f"{line.get('task', '')}, step {number(line.get('step'))}"
+        if "loss" in line:
+            figures.append((f"{line.get('split', 'evaluation')} loss", number(line["loss"]), of_task))
+        for key, level in _baselines(line):
+            measured = next((k for k in line if k.endswith("_loss") and k != key), None)
+            if measured:
+                versus = f"against {number(level)} of the {_words(key)}"
+                figures.append((_words(measured), number(line[measured]), versus))
+    speed = [line["tokens_per_second"] for line in train if line.get("tokens_per_second")]
+    mfu = [line["mfu"] for line in train if line.get("mfu")]
+    figures.append(("tokens seen", number(last.get("tokens_seen")), "padding included"))
+    if speed:
+        figures.append(("tokens a second", number(round(statistics.median(speed))), "median"))
+    if mfu:
+        figures.append(("MFU", f"{100 * statistics.median(mfu):.1f} %", "median"))
+    if last.get("nonfinite_steps"):
+        figures.append(("skipped steps", number(last["nonfinite_steps"]), "loss or gradient not finite"))
+    return "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for what, value, note in figures
+    )
+
+
+def _newest(evaluations: Sequence[Mapping]) -> list[Mapping]:
+    """The last line of each task and split, lines with a baseline apart."""
+    found = {(e.get("task"), e.get("split"), "loss" in e): e for e in evaluations}
+    return list(found.values())
+
+
+def _baselines(line: Mapping) -> list[tuple[str, float]]:
+    return [(k, v) for k, v in line.items() if k.startswith("baseline") and isinstance(v, int | float)]
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ").strip()
+
+
+def _charts(train: Sequence[Mapping], evaluations: Sequence[Mapping]) -> str:
+    def logged(key: str, name: str) -> Series:
+        return Series(name, [(line["step"], line.get(key)) for line in train])
+
+    def evaluated(key: str) -> list[Series]:
+        curves: dict[str, dict[int, float]] = {}
+        for e in evaluations:
+            if isinstance(e.get(key), int | float) and "step" in e:
+                # A step that was evaluated twice counts as it was last.
+                name = f"{e.get('task', '')} {e.get('split', '')}".strip() + (f", {_words(key)}" if "_" in key else "")
+                curves.setdefault(name, {})[e["step"]] = e[key]
+        return [Series(name, sorted(points.items())) for name, points in curves.items()]
+
+    levels = dict(pair for e in evaluations for pair in _baselines(e))
+    by_step = "step"
+    charts = [
+        chart(
+            "Loss", [logged("loss", "training"), *evaluated("loss"), *evaluated("non_sentinel_loss")], by_step,
+            "nats a target token", [(_words(k), v) for k, v in levels.items()],
+        ),
+        chart("Accuracy", [logged("accuracy", "training"), *evaluated("accuracy")], by_step, "share of target tokens"),
+        chart("Learning rate", [logged("learning_rate", "learning rate")], by_step, "rate", zero=True),
+        chart("Gradient norm", [logged("grad_norm", "gradient norm")], by_step, "norm", log=True),
+        chart("Throughput", [logged("tokens_per_second", "tokens")], by_step, "tokens a second", zero=True),
+        chart("MFU", [logged("mfu", "MFU")], by_step, "share of peak", zero=True),
+        chart("Waiting for input", [logged("input_wait_fraction", "waiting")], by_step, "share of the time", zero=True),
+    ]  # fmt: skip
+    return "".join(charts)
+
+
+def _evaluations(evaluations: Sequence[Mapping]) -> str:
+    if not evaluations:
+        return ""
+    newest = sorted(evaluations, key=lambda e: e.get("step", 0))[-_EVALUATIONS:]
+    first = ["step", "task", "split"]
+    keys = first + [k for k in dict.fromkeys(k for e in newest for k in e) if k not in first]
+    head = "".join(f"<th>{escape(_words(k))}</th>" for k in keys)
+    rows = "".join("<tr>" + "".join(_cell(e.get(k, "")) for k in keys) + "</tr>" for e in reversed(newest))
+    left = len(evaluations) - len(newest)
+    note = f"<p>{left:,} earlier ones are in eval/results.jsonl.</p>" if left else ""
+    return (
+        f'<section><h2>Evaluations</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{note}</section>"
+    )
+
+
+def _cell(value) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f'<td class="number">{number(value)}</td>'
+    return f"<td>{escape(value if isinstance(value, str) else json.dumps(value))}</td>"
+
+
+def _samples(samples: Sequence[Mapping]) -> str:
+    if not samples:
+        return ""
+    shown = "".join(
+        '<dl class="sample">'
+        + "".join(f"<dt>{k}</dt><dd>{marked(str(s.get(k, '')))}</dd>" for k in ("inputs", "targets", "prediction"))
+        + "</dl>"
+        for s in samples[:_SAMPLES]
+    )
+    left = len(samples) - _SAMPLES
+    note = f"<p>{left:,} more are in eval/samples.jsonl.</p>" if left > 0 else ""
+    return f"<section><h2>Samples</h2>{shown}{note}</section>"
+
+
+def marked(text: str) -> str:
+    """Escaped text with its sentinels highlighted, each number in a colour of its own."""
+    return re.sub(
+        r"&lt;extra_id_(\d+)&gt;",
+        lambda m: f'<mark class="m{int(m[1]) % 6}">{m[1]}</mark>',
+        escape(text),
+    )
+
+
+def _checkpoints(steps: Sequence[int]) -> str:
+    held = ", ".join(f"{s:,}" for s in steps) or "none"
+    return f"<section><h2>Checkpoints</h2><p>{'Steps ' if steps else ''}{held}</p></section>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1><p>{state}</p></header>
+<dl class="headline">{headline}</dl>
+<section class="charts">{charts}</section>
+{evaluations}
+{samples}
+{checkpoints}
+{config}
+</body>
+</html>
+"""
+
+# Six colours that stay apart for colour-blind eyes (Okabe and Ito), darkened for paper and lightened for a dark page.
+_STYLE = """
+:root { --page: #fff; --ink: #1c1e21; --soft: #62676e; --line: #dfe2e6; --card: #f6f7f8;
+  --c0: #0069a8; --c1: #c25100; --c2: #00805e; --c3: #a84c86; --c4: #8a6d00; --c5: #3f4a54; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181b; --ink: #e6e8ea; --soft: #9aa1a9; --line: #33383e; --card: #1f2226;
+    --c0: #58b4f0; --c1: #f39b4d; --c2: #3fc79f; --c3: #dd94c1; --c4: #e0c34a; --c5: #b8c0c8; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 3rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .8rem; }
+h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; } h2 { margin: 2rem 0 .6rem; font-size: 1.15rem; }
+header p, small { color: var(--soft); } header p { margin: 0; }
+.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .6rem;
+  margin: 1.2rem 0; }
+.headline div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
+dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; }
+.headline dd { font-size: 1.45rem; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
+small { display: block; font-size: .78rem; font-weight: 400; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem 1.5rem; }
+figure { margin: 0; break-inside: avoid; } figcaption { font-weight: 600; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 13px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+.grid { stroke: var(--line); } .axis { stroke: var(--soft); }
+polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; }
+line.level { stroke: var(--soft); stroke-dasharray: 6 4; }
+.c0 { --colour: var(--c0); } .c1 { --colour: var(--c1); } .c2 { --colour: var(--c2); } .c3 { --colour: var(--c3); }
+.c4 { --colour: var(--c4); } .c5 { --colour: var(--c5); }
+polyline { stroke: var(--colour); } circle { fill: var(--colour); }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; list-style: none; margin: .2rem 0 0; padding: 0;
+  font-size: .85rem; }
+.legend li::before { content: ""; display: inline-block; width: 1.3em; margin-right: .4em; vertical-align: .25em;
+  border-top: 2.5px solid var(--colour, var(--soft)); } .legend .level::before { border-top-style: dashed; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 500; } .number { text-align: right; font-variant-numeric: tabular-nums; }
+.sample { display: grid; grid-template-columns: auto 1fr; gap: .15rem .9rem; margin: 0 0 .8rem; padding: .7rem .9rem;
+  background: var(--card); border-radius: .5rem; break-inside: avoid; } .sample dd { overflow-wrap: anywhere; }
+mark { color: var(--page); border-radius: .3rem; padding: 0 .38rem; font-size: .8em; font-weight: 600; }
+.m0 { background: var(--c0); } .m1 { background: var(--c1); } .m2 { background: var(--c2); }
+.m3 { background: var(--c3); }
+.m4 { background: var(--c4); } .m5 { background: var(--c5); }
+pre { overflow-x: auto; padding: .8rem; background: var(--card); border-radius: .5rem; font-size: .82rem; }
+details { margin-top: 2rem; } summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 30rem) { .sample { grid-template-columns: 1fr; gap: 0; } .sample dd { margin-bottom: .4rem; } }
+@media print { body { max-width: none; padding: 0; font-size: 12px; print-color-adjust: exact;
+    -webkit-print-color-adjust: exact; }
+  .charts { grid-template-columns: 1fr 1fr; } }
+"""
