@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir=PLACED,
-    package_data={"t5x_lite.configs": ["*.gin", "*/*.gin"]},
+    package_data={"t5x_lite.configs": ["**/*.gin"]},
     include_package_data=False,
     entry_points={"console_scripts": ["t5x_lite=t5x_lite.cli:main"]},
     install_requires=[

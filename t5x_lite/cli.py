@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True)
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
-    train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice such as v5p:4x4x4")
+    train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice, v5p:4x4x4 or v5p-128")
 
     evaluate = _verb(verbs, "eval", "evaluate", "loss, accuracy and task metrics of a checkpoint", gin=True)
     evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)

@@ -16,19 +16,13 @@ def describe(job: Job, topology: str | None, config_text: str) -> None:
 
     Args:
       job: the job.
-      topology: a TPU slice to lay it out on (`v5p:4x4x4`); None: the devices of this machine.
+      topology: a TPU slice to lay it out on (`v5p:4x4x4` or `v5p-128`); None: the devices of this machine.
       config_text: the resolved gin configuration.
 
     Raises:
       UserError: the job does not fit the devices: mesh, batch or an axis does not divide.
     """
-    if topology:
-        slice_ = chips.parse_topology(topology)
-        devices, hosts = slice_.devices, slice_.hosts
-        place = f"{topology}: {slice_.chips} chips, {hosts} hosts, {devices} devices"
-    else:
-        devices, hosts = jax.device_count(), jax.process_count()
-        place = f"this machine: {devices} x {jax.devices()[0].device_kind}"
+    devices, hosts, place = _on_slice(topology) if topology else _on_this_machine()
     batching.owned_shards(job.data_shards, job.batch_size, 0, hosts)
     mesh = job.partition.abstract(devices)
     with jax.sharding.use_abstract_mesh(mesh):
@@ -36,7 +30,7 @@ def describe(job: Job, topology: str | None, config_text: str) -> None:
         abstract_batch(job, program)
 
     print(config_text)
-    print(f"On {place}; mesh {' x '.join(f'{a}={n}' for a, n in mesh.shape.items())}\n")
+    print(f"On {place}\nMesh {' x '.join(f'{a}={n}' for a, n in mesh.shape.items())}\n")
     rows = [("parameter", "shape", "sharding", "MiB a device")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(program.params):
         name = "/".join(k.key for k in path)
@@ -55,6 +49,29 @@ def describe(job: Job, topology: str | None, config_text: str) -> None:
         f"{job.batch_size} rows of {lengths['inputs']} + {lengths['targets']} tokens a batch, "
         f"{work / 1e12:,.3g} TFLOP a step"
     )
+
+
+def _on_slice(topology: str) -> tuple[int, int, str]:
+    """JAX devices and hosts of a TPU slice, and what to ask Cloud TPU for."""
+    from t5x_lite.tpu import hardware
+
+    wanted = hardware.parse(topology)
+    devices = wanted.chips * chips.CHIPS[wanted.generation].devices_per_chip
+    place = (
+        f"{topology}: {_plural(devices, 'device')}, {_plural(wanted.hosts, 'host')} of "
+        f"{_plural(wanted.chips_per_host, 'chip')}\nAsk Cloud TPU for accelerator type {wanted.accelerator_type} "
+        f"with runtime version {wanted.runtime_version}"
+    )
+    return devices, wanted.hosts, place
+
+
+def _on_this_machine() -> tuple[int, int, str]:
+    devices = jax.devices()
+    return len(devices), jax.process_count(), f"this machine: {len(devices)} x {devices[0].device_kind}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _shown(count: int) -> str:
