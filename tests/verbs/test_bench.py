@@ -11,7 +11,7 @@ import pytest
 
 from t5x_lite import cli
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.verbs import bench, bench_huggingface, bench_train
+from t5x_lite.verbs import bench, bench_huggingface, bench_startup, bench_train
 
 ROOT = Path(__file__).parents[2]
 DATA_LIBRARIES = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "sentencepiece", "tensorboard")
@@ -126,3 +126,40 @@ def test_table_aligns_names_left_and_figures_right():
     assert bench.table([("", "s"), ("long name", "1.0"), ("n", "10.0")]) == (
         "              s\nlong name   1.0\nn          10.0"
     )
+
+
+# Lines of a run as they came, shortened.
+RUN = [
+    (1.7, "WARNING:jax._src.dispatch:Finished tracing initial_state for jit in 0.029418230 sec"),
+    (5.5, "76,961,152 parameters on 1 x cpu (mesh one device); batch 8 x (512 + 114) tokens of demo_span_corruption"),
+    (6.5, "WARNING:jax._src.dispatch:Finished tracing train_step for jit in 0.992294312 sec"),
+    (7.9, "WARNING:jax._src.dispatch:Finished jaxpr to MLIR module conversion jit(train_step) in 1.283973694 sec"),
+    (9.2, "WARNING:jax._src.dispatch:Finished XLA compilation of jit(init) in 6.108266115 sec"),
+    (29.4, "WARNING:jax._src.dispatch:Finished XLA compilation of jit(train_step) in 21.613568783 sec"),
+    (29.5, "ready after 28.0 s; training from step 0 to 1"),
+    (57.3, "first step done after 55.8 s"),
+]
+
+
+def test_startup_reads_the_moments_of_a_run():
+    found = bench_startup.moments(RUN)
+    assert (found["task_s"], found["ready_s"], found["first_step_s"]) == (5.5, 29.5, 57.3)
+    assert [round(found[k], 2) for k in ("trace_s", "lower_s", "compile_s")] == [0.99, 1.28, 21.61]
+    shown = bench_startup.text({"cold cache": [found], "resume": [bench_startup.moments([])]})
+    heading, cold, resume = shown.splitlines()[1:]
+    assert cold.split()[:6] == ["cold", "cache", "29.5", "(29.5", "to", "29.5)"]
+    assert "24.0" in cold and "27.8" in cold
+    assert resume.split() == ["resume", *["-"] * 8]
+
+
+def test_startup_says_how_a_run_failed():
+    with pytest.raises(bench_startup.RunError, match="status 3: no such thing"):
+        bench_startup._run(
+            [sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], {}
+        )
+
+
+def test_startup_times_lines_when_they_come():
+    code = "import sys, time; print('a', file=sys.stderr, flush=True); time.sleep(.3); print('b', file=sys.stderr)"
+    (first, a), (second, b) = bench_startup._run([sys.executable, "-c", code], {})
+    assert (a, b) == ("a", "b") and 0 < first and second - first > 0.25
