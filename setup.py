@@ -41,9 +41,9 @@ setup(
     entry_points={"console_scripts": ["t5x_lite=t5x_lite.cli:main"]},
     install_requires=[
         "jax>=0.10,<0.12",
-        "flax>=0.12,<0.13",
-        "optax>=0.2.6,<0.3",
-        "orbax-checkpoint>=0.11.30,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
         "tensorflow-datasets>=4.9.9,<5",
         "seqio>=0.0.20,<0.1",
         # 0.2.3 needs protobuf 7, which apache-beam (extra c4) excludes.

@@ -79,7 +79,8 @@ def manager(model_dir: str, keep: int | None, read_only: bool = False) -> ocp.Ch
         cleanup_tmp_directories=not read_only,
     )
     return ocp.CheckpointManager(
-        epath.Path(model_dir) / FOLDER,
+        # Orbax wants an absolute path.
+        epath.Path(model_dir).absolute() / FOLDER,
         options=options,
         item_handlers={"state": ocp.StandardCheckpointHandler(), "data": PositionHandler()},
     )
@@ -211,7 +212,7 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
       UserError: it is no model directory, or has no such step.
     """
     name, at, which = reference.rpartition("@")
-    directory = epath.Path(name if at else reference)
+    directory = epath.Path(name if at else reference).absolute()
     if not at and directory.parent.name == FOLDER and directory.name.isdigit():
         directory, which = directory.parent.parent, directory.name
     elif not at:

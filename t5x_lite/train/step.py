@@ -84,14 +84,14 @@ def make_train_step(
         grads, sums = accumulate(loss_fn, params, batch, key, microbatches)
         divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
         grads = jax.tree.map(lambda g: g / divisor, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
         rate = learning_rate(step)
 
         def apply(_):
             updates, opt_state = tx.update(grads, state["opt_state"], params)
             updates = jax.tree.map(lambda u: -rate * u, updates)
-            return optax.apply_updates(params, updates), opt_state, optax.global_norm(updates)
+            return optax.apply_updates(params, updates), opt_state, optax.tree.norm(updates)
 
         def skip(_):
             return params, state["opt_state"], jnp.zeros((), jnp.float32)
