@@ -8,6 +8,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 
@@ -18,15 +19,49 @@ CHECKPOINT_HELP = "model directory, with @STEP or @latest for one of its checkpo
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, except that wrong flags end like any other wrong input."""
+    """argparse, except that wrong arguments end like any other wrong input, with the nearest right ones."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Each parser refuses what it does not know itself: the root knows none of a verb's flags.
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            raise self._unknown(unknown[0])
+        return namespace, unknown
+
+    def _unknown(self, word: str) -> UserError:
+        kind = "flag" if word.startswith("-") else "argument"
+        flags = [s for action in self._actions for s in action.option_strings if s.startswith("--")]
+        return UserError(f"unknown {kind} {word}", nearest(word.split("=")[0], flags), f"see {self.prog} --help")
 
     def error(self, message: str):
-        flags = [s for action in self._actions for s in action.option_strings]
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            near = nearest(unknown.split()[0].split("=")[0], flags)
-            raise UserError(f"{self.prog}: unknown flag {unknown}", near, f"see {self.prog} --help")
-        raise UserError(f"{self.prog}: {message}", "the command line cannot be read", f"see {self.prog} --help")
+        see = f"see {self.prog} --help"
+        if choice := re.match(r"argument (\S+): invalid choice: '(.*?)'", message):
+            name, value = choice.groups()
+            what = f"unknown verb {value}" if name == "VERB" else f"{name} cannot be {value}"
+            raise UserError(what, nearest(value, self._choices(name)), see)
+        if wrong := re.fullmatch(r"argument (\S+): (.*)", message):
+            raise UserError(f"{wrong[1]} does not fit", wrong[2], see)
+        raise UserError(f"{self.prog} lacks an argument", message, see)
+
+    def _choices(self, name: str) -> list[str]:
+        names = ((*a.option_strings, a.metavar, a.dest) for a in self._actions)
+        return next(list(a.choices) for a, n in zip(self._actions, names) if name in n)
+
+
+class _VerbParser(_Parser):
+    """The parser of one verb, which names a misspelt flag before the required one that is missing for it."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        for word in args or ():
+            if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
+                raise self._unknown(word)
+        return super().parse_known_args(args, namespace)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a whole number of at least 1")
+    return int(text)
 
 
 def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> argparse.ArgumentParser:
@@ -52,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         prog="t5x_lite", description="T5 pretraining, fine-tuning and evaluation with JAX", allow_abbrev=False
     )
     root.add_argument("--version", action="version", version=f"t5x_lite {__version__}")
-    verbs = root.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+    verbs = root.add_subparsers(title="verbs", metavar="VERB", parser_class=_VerbParser)
 
     train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True)
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
@@ -62,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
     evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
     evaluate.add_argument("--split", default="validation")
-    evaluate.add_argument("--num_examples", type=int, metavar="N", help="at most so many examples of each task")
-    evaluate.add_argument("--batch_size", type=int, default=16, metavar="N")
+    evaluate.add_argument("--num_examples", type=_count, metavar="N", help="at most so many examples of each task")
+    evaluate.add_argument("--batch_size", type=_count, default=16, metavar="N")
     evaluate.add_argument("--output_dir", metavar="D", help="default: the model directory's eval/")
 
     infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True)
@@ -73,14 +108,14 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--input", metavar="F", help="inputs: text, a line each, or .jsonl with the field inputs")
     infer.add_argument("--output", metavar="F.jsonl", help="default: stdout")
     infer.add_argument("--decode", choices=["greedy"], default="greedy")
-    infer.add_argument("--batch_size", type=int, default=16, metavar="N")
-    infer.add_argument("--max_decode_length", type=int, metavar="T", help="default: the trained targets length")
+    infer.add_argument("--batch_size", type=_count, default=16, metavar="N")
+    infer.add_argument("--max_decode_length", type=_count, metavar="T", help="default: the trained targets length")
 
     score = _verb(verbs, "score", "score", "log-probabilities of given targets", gin=True)
     score.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
     score.add_argument("--input", required=True, metavar="F.jsonl", help="lines with inputs and targets")
     score.add_argument("--output", metavar="F.jsonl", help="default: stdout")
-    score.add_argument("--batch_size", type=int, default=16, metavar="N")
+    score.add_argument("--batch_size", type=_count, default=16, metavar="N")
 
     _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
 
@@ -93,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     vocab = _verb(verbs, "vocab", "vocab", "train a SentencePiece vocabulary")
     vocab.add_argument("action", choices=["train"])
     vocab.add_argument("--input", required=True, metavar="GLOB", help="json.gz, jsonl, TFRecord, Parquet or text files")
-    vocab.add_argument("--size", type=int, default=32000, metavar="N", help="pieces, without the 100 sentinels")
+    vocab.add_argument("--size", type=_count, default=32000, metavar="N", help="pieces, without the 100 sentinels")
     vocab.add_argument("--output", required=True, metavar="F.model")
 
     report = _verb(verbs, "report", "report", "write MODEL_DIR/report.html, one self-contained page")
@@ -106,11 +141,13 @@ def parser() -> argparse.ArgumentParser:
     bench = _verb(verbs, "bench", "bench", "measure: the train step, or the time to a first step")
     bench.add_argument("what", choices=["train", "startup"])
     bench.add_argument("--gin_file", action="append", metavar="F", help="default: models/t5_1_1_small.gin")
-    bench.add_argument("--batch_size", type=int, default=8)
-    bench.add_argument("--inputs", type=int, default=512, metavar="TOKENS")
-    bench.add_argument("--targets", type=int, default=114, metavar="TOKENS")
+    bench.add_argument("--batch_size", type=_count, default=8)
+    bench.add_argument("--inputs", type=_count, default=512, metavar="TOKENS")
+    bench.add_argument("--targets", type=_count, default=114, metavar="TOKENS")
     bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    bench.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs after one that is not counted")
+    bench.add_argument(
+        "--runs", type=_count, default=5, metavar="N", help="measured runs after one that is not counted"
+    )
     bench.add_argument("--output", metavar="F.json")
     return root
 
@@ -121,7 +158,12 @@ def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
     for word in words:
         if word.startswith("--gin."):
             binding = word.removeprefix("--gin.")
-            bindings.append(binding if "=" in binding else f"{binding}={next(words, '')}")
+            if "=" not in binding:
+                value = next(words, "--")
+                if value.startswith("--"):
+                    raise UserError(f"{word} has no value", "a binding is NAME=value", f"write {word}=value")
+                binding = f"{binding}={value}"
+            bindings.append(binding)
         else:
             rest.append(word)
     return rest, bindings
@@ -138,7 +180,7 @@ def run(argv: list[str]) -> int:
             return 0
         args = parser().parse_args(words)
         if bindings and not hasattr(args, "gin_file"):
-            raise UserError(f"--gin.{bindings[0]} is given", f"{words[0]} reads no gin files", "leave it out")
+            raise UserError(f"--gin.{bindings[0]} is given", f"the verb {words[0]} reads no gin files", "leave it out")
         args.gin = bindings
         if getattr(args, "module", None):
             args.gin = [*bindings, f"MIXTURE_OR_TASK_MODULE={args.module}"]

@@ -8,9 +8,11 @@ directory that is called like one of ours captures `include`.
 """
 
 import ast
+import inspect
 import os
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -49,12 +51,25 @@ def find(name: str) -> str:
     for path in (here, shipped):
         if path.is_file():
             return str(path)
+    raise _not_there(f"--gin_file={name}", name)
+
+
+def _not_there(what: str, name: str) -> UserError:
     known = [str(p.relative_to(root())) for p in root().rglob("*.gin")]
-    raise UserError(
-        f"--gin_file={name} is not there",
+    return UserError(
+        f"{what} is not there",
         f"neither a path from {os.getcwd()} nor a name under {root()}",
         nearest(name, known),
     )
+
+
+def _open_included(name: str):
+    """The file of an `include`: the shipped ones come before the working directory, whose folders may be
+    called like ours."""
+    for path in (root() / name, Path(name)):
+        if path.is_file():
+            return path.open(encoding="utf-8")
+    raise _not_there(f"include '{name}'", name)
 
 
 def _quoted(value: str) -> str:
@@ -76,6 +91,8 @@ def _binding(text: str) -> str:
     if not equals or not re.fullmatch(r"[A-Za-z_][\w./]*", name):
         raise UserError(f"--gin.{text} is no binding", "it is not of the form NAME=value", "write --gin.NAME=value")
     value = value.strip()
+    if not value and name not in _TEXT_MACROS:
+        raise UserError(f"--gin.{text} gives no value", "a binding is NAME=value", f"write --gin.{name}=value")
     if name in _TEXT_MACROS and value != "None" and value[:1] not in "'\"%@":
         return f"{name} = {value!r}"
     return f"{name} = {_quoted(value)}"
@@ -140,34 +157,89 @@ def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset
                 f"Remove it or correct the name. {nearest(name, used)}",
             )
     unset = [n for n in used if n not in macros or _is_required(macros[n])]
-    for name in unset:
-        if name in optional:
-            gin.bind_parameter(f"{name}/gin.macro.value", None)
-        else:
-            raise UserError(
-                f"{name} is not set",
-                f"it is read by {', '.join(sorted(set(used[name])))} and has no default",
-                f"Give it a value with --gin.{name}=... or in a gin file",
-            )
+    for name in optional.intersection(unset):
+        gin.bind_parameter(f"{name}/gin.macro.value", None)
+    if missing := sorted(set(unset) - optional):
+        readers = sorted({reader for name in missing for reader in used[name]})
+        one = len(missing) == 1
+        raise UserError(
+            f"{_listed(missing)} {'is' if one else 'are'} not set",
+            f"{_listed(readers)} {'needs it, and has' if one else 'need them, and have'} no default",
+            "Give " + " ".join(_SETTERS.get(name, f"--gin.{name}=VALUE") for name in missing),
+        )
 
 
-def _parse(text: str, where: str) -> None:
+# Macros that a whole file sets.
+_SETTERS = {"MODEL": "--gin_file=models/t5_1_1_small.gin or another model"}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _check_run(attribute: str) -> None:
+    """Refuses gin files that bind nothing of what a verb asks for: a model without a run."""
+    if not any(selector.split(".")[-1] == attribute for _, selector in gin.config._CONFIG):
+        raise UserError(
+            f"the gin files bind no {attribute}",
+            "they may describe a model, but no run reads it",
+            "Add a run: --gin_file=runs/pretrain.gin or --gin_file=runs/finetune.gin",
+        )
+
+
+def _parse(source, where: str) -> None:
+    """Parses an open gin file, or the text of one flag."""
     try:
-        gin.parse_config(text)
-    except UserError:
-        raise
-    except (SyntaxError, ValueError, AttributeError, ImportError, OSError, TypeError, KeyError, NameError) as error:
+        gin.parse_config(source)
+    except UserError as error:
+        raise UserError.from_text(str(error).partition("\n  In ")[0]) from error
+    except Exception as error:  # whatever the modules that a gin file imports raise
         raise _explained(error, where) from error
 
 
 def _explained(error: Exception, where: str) -> UserError:
-    text = " ".join(str(error).split())
-    unknown = re.search(r"'?([\w.]+)'? (?:doesn't have|has no) (?:a )?(?:parameter|attribute) (?:named )?'(\w+)'", text)
-    if unknown:
-        return UserError(f"{where}: {unknown[1]} has no parameter {unknown[2]}", text, "correct the name")
+    """What gin raises about a line, as an error that names file, line and text."""
+    reason, _, location = str(error).partition("\n  In ")
+    file = line = text = None
+    if isinstance(error, SyntaxError):
+        file, line, text, reason = error.filename, error.lineno, error.text, error.msg
+    elif isinstance(error, tokenize.TokenError):
+        reason, (line, _) = error.args
+    elif place := re.match(r'(?:file "(.*)",|bindings string) line (\d+)\n    (.*)', location):
+        file, line, text = place.groups()
+    is_flag = where.startswith("--")
+    if not is_flag and line:
+        where = f"{file or where}, line {line}"
+    reason = " ".join(re.sub(r"<module '([\w.]+)'.*?>", r"\1", reason).split())
+
+    if unknown := re.search(r"Configurable '(.+)' doesn't have a parameter named '(\w+)'", reason):
+        return UserError(
+            f"{where}: {unknown[1]} has no parameter {unknown[2]}",
+            nearest(unknown[2], _parameters(unknown[1])),
+            "correct the name",
+        )
+    if unknown := re.search(r"(?:No configurable matching (?:reference )?'@?|resolve selector )([\w.]+\w)", reason):
+        return UserError(
+            f"{where}: there is no {unknown[1]}",
+            nearest(unknown[1], _configurables()),
+            "correct the name, or import its module in a gin file",
+        )
+    hint = "; in a gin file text stands in quotes" if "parse value" in reason and not is_flag else ""
     return UserError(
-        f"{where} cannot be read", f"{type(error).__name__}: {text}", "correct this line of the gin file or flag"
+        f"{where} cannot be read" + (f": {text.strip()}" if text and not is_flag else ""),
+        reason,
+        ("correct the flag" if is_flag else "correct the line") + hint,
     )
+
+
+def _parameters(configurable: str) -> list[str]:
+    return list(inspect.signature(gin.config._REGISTRY.get_match(configurable).wrapped).parameters)
+
+
+def _configurables() -> list[str]:
+    """What the parsed files can bind, as they write it: module.name."""
+    names = [name for name, _ in gin.config._REGISTRY.items() if not name.startswith("gin.")]
+    return [".".join(name.split(".")[-2:]) for name in names]
 
 
 def load(
@@ -198,8 +270,7 @@ def load(
             "--gin_file=models/t5_1_1_small.gin --gin_file=runs/pretrain.gin",
         )
     gin.clear_config()
-    # The shipped files come before the working directory, whose folders may be called like ours.
-    gin.config._LOCATION_PREFIXES[:] = [str(root()), ""]
+    gin.config._FILE_READERS[:] = [(_open_included, lambda path: True)]
     # User modules that a gin file imports may lie in the working directory.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -208,26 +279,41 @@ def load(
     with gin.unlock_config():
         for name in files:
             path = find(name)
-            _parse(Path(path).read_text(encoding="utf-8"), path)
+            with open(path, encoding="utf-8") as file:
+                _parse(file, path)
             ever_used.update(_references())
+        module, _, attribute = configured.rpartition(".")
         given = [s.split(" = ")[0] for s in statements]
         for statement in statements:
             _parse(statement, f"--gin.{statement.replace(' = ', '=', 1)}")
             ever_used.update(_references())
+        _check_run(attribute)
         _check_macros([n for n in given if "." not in n and "/" not in n], ever_used, frozenset(optional))
-    module, _, attribute = configured.rpartition(".")
     return gin.get_configurable(getattr(__import__(module, fromlist=[attribute]), attribute))
 
 
 def build(make: Callable, **arguments):
-    """Calls a configured function; a missing or mistyped argument becomes a UserError."""
+    """Calls a configured function.
+
+    Raises:
+      UserError: its own, or that a bound value is missing or of a wrong type.
+    """
     try:
         return make(**arguments)
     except UserError as error:
         # gin appends its chain of calls to the message of whatever is raised below it.
-        raise UserError.from_text(str(error).partition("\n  In call to configurable")[0]) from error
-    except TypeError as error:
-        raise _explained(error, "the configuration") from error
+        raise UserError.from_text(str(error).partition(_CALL)[0]) from error
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason, _, calls = str(error).partition(_CALL)
+        name = calls.split("'")[1] if calls else "the job"
+        raise UserError(
+            f"{name} cannot be made from what gin binds to it",
+            " ".join(reason.split()),
+            f"correct the bindings of {name}: t5x_lite config prints them",
+        ) from error
+
+
+_CALL = "\n  In call to configurable"
 
 
 def resolved() -> str:

@@ -5,6 +5,7 @@ upper-case macro of the same meaning in gin/runs/*.gin.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import optax
@@ -89,17 +90,42 @@ class Job:
     max_nonfinite_steps: int = 10
 
     def __post_init__(self):
-        for name, macro in (("batch_size", "BATCH_SIZE"), ("microbatches", "MICROBATCHES"),
-                            ("data_shards", "DATA_SHARDS"),
-                            ("log_period", "LOG_PERIOD"), ("eval_batches", "EVAL_BATCHES"),
-                            ("max_nonfinite_steps", "MAX_NONFINITE_STEPS")):  # fmt: skip
-            _whole(name, getattr(self, name), macro, least=1)
-        for name, macro in (("save_period", "SAVE_PERIOD"), ("eval_period", "EVAL_PERIOD"), ("seed", "RANDOM_SEED")):
-            _whole(name, getattr(self, name), macro, least=0)
-        if self.train_steps is not None:
-            _whole("train_steps", self.train_steps, "TRAIN_STEPS", least=1)
-        if self.keep_checkpoints is not None:
-            _whole("keep_checkpoints", self.keep_checkpoints, "KEEP_CHECKPOINTS", least=1)
+        for name, macro, kind, example in (
+            ("model", "MODEL", Architecture, "--gin_file=models/t5_1_1_small.gin"),
+            ("partition", "PARTITION", Partition, "--gin_file=partition/data.gin"),
+            ("optimizer", "OPTIMIZER", optax.GradientTransformation, "--gin_file=optim/adafactor.gin"),
+            ("learning_rate", "LEARNING_RATE", Callable, "--gin_file=optim/constant.gin"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(
+                    f"{macro} is {getattr(self, name)!r}",
+                    f"it must be {_ARTICLES[macro]}, which a gin file makes",
+                    f"use for example {example}, or --gin.{macro}=@module.function()",
+                )
+        for name in ("batch_size", "microbatches", "data_shards", "log_period", "eval_batches", "max_nonfinite_steps"):
+            _whole(name.upper(), getattr(self, name), least=1)
+        _whole("SAVE_PERIOD", self.save_period, least=0)
+        _whole("EVAL_PERIOD", self.eval_period, least=0)
+        _whole("RANDOM_SEED", self.seed, least=0)
+        for name in ("train_steps", "keep_checkpoints"):
+            if getattr(self, name) is not None:
+                _whole(name.upper(), getattr(self, name), least=1)
+        for name, macro in _TEXTS.items():
+            value = getattr(self, name)
+            _check(macro, value, value is None or (isinstance(value, str) and value), "a text that is not empty")
+        for name in ("use_cached_tasks", "pack", "initial_optimizer_state"):
+            value = getattr(self, name)
+            _check(name.upper(), value, isinstance(value, bool), "True or False")
+        _check("Z_LOSS", self.z_loss, _is_number(self.z_loss) and self.z_loss >= 0, "a number of at least 0")
+        smoothing = self.label_smoothing
+        _check("LABEL_SMOOTHING", smoothing, _is_number(smoothing) and 0 <= smoothing < 1, "at least 0 and below 1")
+        divisor = self.loss_normalizing_factor
+        _check(
+            "LOSS_NORMALIZING_FACTOR",
+            divisor,
+            divisor is None or (_is_number(divisor) and divisor > 0),
+            "a number above 0, or None for the number of target tokens",
+        )
         lengths = self.feature_lengths
         if not isinstance(lengths, Mapping) or set(lengths) != {"inputs", "targets"}:
             raise UserError(
@@ -108,9 +134,41 @@ class Job:
                 "Set --gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 114}\"",
             )
         for feature, length in lengths.items():
-            _whole(f"TASK_FEATURE_LENGTHS[{feature!r}]", length, "TASK_FEATURE_LENGTHS", least=2)
+            _whole("TASK_FEATURE_LENGTHS", length, least=2, of=f"[{feature!r}]")
 
 
-def _whole(name: str, value, macro: str, least: int) -> None:
+# What the macros that hold no plain value hold.
+_ARTICLES = {
+    "MODEL": "an Architecture",
+    "PARTITION": "a Partition",
+    "OPTIMIZER": "an optax transformation",
+    "LEARNING_RATE": "a function of the step",
+}
+
+# Fields of text and their macros.
+_TEXTS = {
+    "mixture_or_task_name": "MIXTURE_OR_TASK_NAME",
+    "mixture_or_task_module": "MIXTURE_OR_TASK_MODULE",
+    "vocabulary": "VOCABULARY",
+    "data_glob": "DATA_GLOB",
+    "validation_glob": "VALIDATION_GLOB",
+    "data_dir": "DATA_DIR",
+    "model_dir": "MODEL_DIR",
+    "initial_checkpoint": "INITIAL_CHECKPOINT_PATH",
+}
+
+
+def _check(macro: str, value, right, expected: str) -> None:
+    if not right:
+        raise UserError(f"{macro} is {value!r}", f"it must be {expected}", f"Correct --gin.{macro}")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(macro: str, value, least: int, of: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} is {value!r}", f"it must be a whole number of at least {least}", f"Set --gin.{macro}")
+        raise UserError(
+            f"{macro}{of} is {value!r}", f"it must be a whole number of at least {least}", f"Correct --gin.{macro}"
+        )
