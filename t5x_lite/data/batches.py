@@ -76,8 +76,7 @@ class TrainBatches:
     The position belongs to what has been handed out, not to what has been read ahead.
 
     Args:
-      open_streams: makes this host's streams by shard number; called in the producing thread, so
-        that building a pipeline and compiling the step overlap.
+      streams: of this host, by shard number.
       restore: positions by shard number to go on from, or None to start at the beginning.
       lengths: tokens of each feature in a row.
       rows: rows that each shard gives to a batch.
@@ -90,7 +89,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        open_streams: Callable[[], Mapping[int, Stream]],
+        streams: Mapping[int, Stream],
         restore: Mapping[int, bytes] | None,
         lengths: Mapping[str, int],
         rows: int,
@@ -100,10 +99,11 @@ class TrainBatches:
         last_step: int,
         snapshot_after: Callable[[int], bool],
     ):
-        self._open_streams, self._restore = open_streams, restore
+        self._streams, self._restore = streams, restore
         self._lengths, self._rows, self._pack, self._place = lengths, rows, pack, place
         self._steps, self._snapshot_after = range(first_step + 1, last_step + 1), snapshot_after
         self._queue: queue.Queue = queue.Queue(maxsize=_AHEAD)
+        self._first: list = []  # the first item, once it has been waited for
         self._stop = threading.Event()
         self.waited = 0.0  # seconds that the consumer has waited for a batch
         self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
@@ -111,7 +111,7 @@ class TrainBatches:
 
     def _produce(self) -> None:
         try:
-            streams = self._open_streams()
+            streams = self._streams
             for shard, position in (self._restore or {}).items():
                 streams[shard].restore(position)
             self._restore = None
@@ -141,10 +141,17 @@ class TrainBatches:
         """Asks for the end: after the few batches that are ready comes (None, snapshot), then nothing."""
         self._stop.set()
 
+    def wait_for_first(self) -> None:
+        """Returns when the first batch is ready; raises what kept it from being read."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        self._first = [item]
+
     def __iter__(self) -> Iterator[tuple[Batch | None, dict[int, bytes] | None]]:
         while True:
             start = time.monotonic()
-            item = self._queue.get()
+            item = self._first.pop() if self._first else self._queue.get()
             self.waited += time.monotonic() - start
             if item is None:
                 return

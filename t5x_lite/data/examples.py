@@ -70,6 +70,13 @@ def evaluation_streams(
         yield member.name, Stream(dataset, lengths, pack, explain)
 
 
+def check_split(task, split: str, use_cached: bool) -> None:
+    """Raises what a source has to say against a split of its own, such as a glob that matches nothing."""
+    for member in members(task, split):
+        if not (use_cached and member.cache_dir):
+            member.source.list_shards(split)
+
+
 def members(task, split: str | None) -> list:
     """The tasks of a mixture (or the task itself) that have this split; None: all."""
     import seqio

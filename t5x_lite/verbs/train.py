@@ -99,19 +99,23 @@ def train(job: Job, config_text: str, began: float) -> None:
             say(f"t5x_lite: {model_dir} is already at step {done[-1]} of {job.train_steps}: nothing to do")
             (model_dir / DONE).touch()
             return
+        # What can be wrong with the input is found before anything is compiled or written.
         task, explain = open_task(job)
+        if job.eval_period:
+            examples.check_split(task, "validation", job.use_cached_tasks)
+        batch_shapes = abstract_batch(job, program)
+        source = None if done or not job.initial_checkpoint else find_initial(job)
+        streams = examples.train_streams(
+            task, shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
+        )
         _say_start(job, program, devices)
 
-        batch_shapes = abstract_batch(job, program)
         place = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
         compiled = beside.submit(_compile, train_step(job, program), mesh, program.state, batch_shapes)
-        checkpoints = checkpoint.manager(model_dir, job.keep_checkpoints)
-        first, state, position = _initial(job, program, checkpoints, done, shards, identity(job))
+        first, state, position = _initial(job, program, done, source, shards)
         plan = _plan(job, devices)
         batches = batching.TrainBatches(
-            lambda: examples.train_streams(
-                task, shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
-            ),
+            streams,
             position,
             job.feature_lengths,
             job.batch_size // job.data_shards,
@@ -121,9 +125,11 @@ def train(job: Job, config_text: str, began: float) -> None:
             job.train_steps,
             plan.saves,
         )
+        batches.wait_for_first()
         _write_description(job, config_text, model_dir)
+        checkpoints = checkpoint.manager(model_dir, job.keep_checkpoints)
         writer = MetricsWriter(model_dir, first, active=jax.process_index() == 0)
-        evaluate = partial(_evaluate, job, program, task, explain, writer, place)
+        evaluate = partial(_evaluate, job, eval_step(program), task, explain, writer, place)
         with loop.StopRequest() as stop:
             compiled_step = compiled.result()
             say(f"ready after {time.monotonic() - began:.1f} s; training from step {first} to {job.train_steps}")
@@ -146,16 +152,29 @@ def _compile(function, mesh, *shapes):
         return function.lower(*shapes).compile()
 
 
-def _initial(job: Job, program: Program, checkpoints, done: list[int], shards: list[int], identity: dict):
+def find_initial(job: Job) -> tuple[epath.Path, int]:
+    """The model directory and step of INITIAL_CHECKPOINT_PATH, whose steps TRAIN_STEPS counts too."""
+    directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
+    if at >= job.train_steps:
+        raise UserError(
+            f"TRAIN_STEPS={job.train_steps} leaves nothing to train",
+            f"it counts the steps of INITIAL_CHECKPOINT_PATH={job.initial_checkpoint} too, which is at step {at}",
+            f"set --gin.TRAIN_STEPS to more than {at}",
+        )
+    return directory, at
+
+
+def _initial(job: Job, program: Program, done: list[int], source, shards: list[int]):
     """The step, state and data position to begin with: resumed, from an initial checkpoint, or fresh."""
     if done:
         say(f"resuming from {job.model_dir} at step {done[-1]}")
-        state, position = checkpoint.restore(checkpoints, done[-1], program.state, identity, shards)
+        with checkpoint.manager(job.model_dir, keep=None, read_only=True) as checkpoints:
+            state, position = checkpoint.restore(checkpoints, done[-1], program.state, identity(job), shards)
         return done[-1], state, position.shards
-    if not job.initial_checkpoint:
+    if source is None:
         params = init_params(job, program)(jax.random.key(job.seed))
         return 0, init_state(program)(params), None
-    directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
+    directory, at = source
     say(f"starting from the checkpoint {directory} of step {at}")
     saved = directory / checkpoint.FOLDER / str(at)
     wanted = ["params", "step"]
@@ -198,9 +217,8 @@ def _write_description(job: Job, config_text: str, model_dir: epath.Path) -> Non
             shutil.copyfileobj(read, write)
 
 
-def _evaluate(job: Job, program: Program, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
+def _evaluate(job: Job, sums_of, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
     """Teacher-forced loss and accuracy on the validation split of each task, to the terminal and eval/results.jsonl."""
-    sums_of = eval_step(program)
     streams = examples.evaluation_streams(
         task, "validation", job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
     )
