@@ -170,7 +170,7 @@ def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset
 
 
 # Macros that a whole file sets.
-_SETTERS = {"MODEL": "--gin_file=models/t5_1_1_small.gin or another model"}
+_SETTERS = {"MODEL": "--gin_file=models/t5_1_1_small.gin"}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -110,10 +110,7 @@ def test_imports_and_runs(case, repository, pythons, tmp_path):
 @pytest.mark.parametrize("case", [c for c in CASES if "bare" not in c])
 def test_the_command_is_installed(case, repository, pythons, tmp_path):
     kind, where = case.split("-")
-    command = pythons[kind].with_name("t5x_lite")
-    done = run(
-        command, "config", "--gin_file=models/t5_1_1_small.gin", cwd=repository if "inside" in where else tmp_path
-    )
+    done = run(pythons[kind].with_name("t5x_lite"), *CONFIG, cwd=repository if where == "inside" else tmp_path)
     assert done.returncode == 0, done.stderr
     assert "architecture.Architecture.embed_dim = 512" in done.stdout
 
