@@ -5,7 +5,6 @@ import os
 import sys
 
 import seqio
-import tensorflow as tf
 
 from t5x_lite.errors import UserError, nearest
 from t5x_lite.tasks import sources
@@ -36,8 +35,6 @@ def prepare(
     Raises:
       UserError: the module cannot be imported, the name is unknown, or TFDS data is not there.
     """
-    # TensorFlow only reads data here; left alone it would take the memory of every GPU.
-    tf.config.set_visible_devices([], "GPU")
     bind_vocabulary(vocabulary)
     sources.bind(data_glob, validation_glob, data_dir)
     for shipped in _SHIPPED:

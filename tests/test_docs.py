@@ -59,6 +59,8 @@ def shortened(words: list[str]) -> list[str]:
     """The command at the size of a test."""
     if words[0] == "vocab":
         return [re.sub(r"--size=\d+", "--size=400", w) for w in words]
+    if words[0] == "eval":
+        return [w.replace("@12000", "@6") for w in words]
     if words[0] != "train" or "--dry_run" in words:
         return words
     steps = {"12000": "6", "1000": "4", "10000": "4", "1000000": "4"}
