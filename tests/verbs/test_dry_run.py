@@ -1,0 +1,150 @@
+"""train --dry_run: the whole job described, for hardware that is not here; nothing is allocated or written."""
+
+import math
+import re
+
+import jax
+import pytest
+
+from t5x_lite import cli
+
+RUN = ["train", "--dry_run", "--gin_file=runs/pretrain.gin", "--gin.TRAIN_STEPS=10"]
+
+# Parameters of the public models, as Hugging Face's T5ForConditionalGeneration counts them.
+PUBLISHED = {
+    "t5_1_0_small": 60_506_624,
+    "t5_1_0_base": 222_903_552,
+    "t5_1_0_large": 737_668_096,
+    "t5_1_0_3b": 2_851_598_336,
+    "t5_1_0_11b": 11_307_321_344,
+    "t5_1_1_small": 76_961_152,
+    "t5_1_1_base": 247_577_856,
+    "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184,
+    "t5_1_1_xxl": 11_135_332_352,
+}
+
+
+@pytest.fixture
+def dry_run(capsys, tmp_path, monkeypatch):
+    """A function: model, flags -> (exit status, what is printed); the working directory must stay empty."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(model, *flags):
+        status = cli.run([*RUN, f"--gin_file=models/{model}.gin", *flags])
+        out, err = capsys.readouterr()
+        assert list(tmp_path.iterdir()) == []
+        return status, out + err
+
+    return run
+
+
+def rows(text):
+    """name -> (shape, the mesh axes that cut each dimension, MiB a device) of the printed table."""
+    table = re.search(r"^parameter +shape .*\n((?:.+\n)+)", text, re.MULTILINE)[1]
+    found = {}
+    for line in table.splitlines():
+        name, shape, spec, mib = re.fullmatch(r"(\S+) +(\S+) +(\S.*?) +(\S+)", line).groups()
+        axes = [re.findall(r"\w+", part) for part in re.split(r", (?![^(]*\))", spec)]
+        found[name] = tuple(map(int, shape.split("x"))), axes, float(mib.replace(",", ""))
+    return found
+
+
+def mesh(text):
+    line = re.search(r"^Mesh (.*)$", text, re.MULTILINE)[1]
+    return {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", line)}
+
+
+def parameters(text):
+    return int(re.search(r"^([\d,]+) parameters$", text, re.MULTILINE)[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_parameters_are_those_of_the_public_models(model, dry_run):
+    status, text = dry_run(model)
+    assert status == 0
+    assert parameters(text) == PUBLISHED[model]
+    assert sum(math.prod(shape) for shape, _, _ in rows(text).values()) == PUBLISHED[model]
+
+
+@pytest.mark.parametrize("partition", ["data", "fsdp", "tensor", "2d"])
+def test_the_table_shows_each_devices_share(partition, dry_run):
+    status, text = dry_run("t5_1_0_base", f"--gin_file=partition/{partition}.gin", "--topology=v5e:2x2")
+    assert status == 0
+    sizes = mesh(text)
+    assert math.prod(sizes.values()) == 4
+    total = 0.0
+    for shape, axes, mib in rows(text).values():
+        share = 4 * math.prod(shape) / math.prod(sizes[axis] for part in axes for axis in part)
+        assert mib == pytest.approx(share / 2**20, abs=0.005)
+        total += share
+    shown = float(re.search(r"^([\d.]+) MiB of parameters", text, re.MULTILINE)[1])
+    assert shown == pytest.approx(total / 2**20, abs=0.05)
+
+
+def test_a_job_for_256_chips_is_checked_here(dry_run):
+    flags = ["--gin_file=partition/2d.gin", "--gin.DATA_SHARDS=64", "--gin.BATCH_SIZE=2048"]
+    status, text = dry_run("t5_1_1_xxl", "--topology=v5p:4x8x8", *flags)
+    assert status == 0
+    assert "On v5p:4x8x8: 256 devices, 64 hosts of 4 chips\n" in text
+    assert "accelerator type v5p-512 with runtime version v2-alpha-tpuv5\n" in text
+    assert mesh(text) == {"slice": 1, "data": 1, "fsdp": 128, "model": 2}
+    shape, axes, _ = rows(text)["encoder/layers/mlp/wi_0/kernel"]
+    assert (shape, axes) == ((24, 4096, 10240), [[], ["fsdp"], ["model"]])
+    assert parameters(text) == PUBLISHED["t5_1_1_xxl"]
+    assert "2048 rows of 512 + 114 tokens a batch" in text
+    # An accelerator type says the same as the topology.
+    assert dry_run("t5_1_1_xxl", "--topology=v5p-512", *flags)[1].replace("v5p-512:", "v5p:4x8x8:") == text
+
+
+def test_two_devices_a_chip_where_jax_has_them(dry_run):
+    status, text = dry_run("t5_1_1_small", "--topology=tpu7x:2x2x1")
+    assert status == 0
+    assert "On tpu7x:2x2x1: 8 devices, 1 host of 4 chips\n" in text
+
+
+def test_nothing_is_allocated_or_compiled_or_read(dry_run):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    before = len(jax.live_arrays())
+    missing = ["--gin.VOCABULARY=/no/such.model", "--gin.DATA_GLOB=/no/such*", "--gin.MODEL_DIR=out/model"]
+    status, text = dry_run("t5_1_1_base", *missing, "--gin.MIXTURE_OR_TASK_NAME=none", "--module=no_such_module")
+    assert status == 0 and f"On this machine: {jax.device_count()} x cpu\n" in text
+    assert not [event for event in compiled if "backend_compile" in event]
+    assert len(jax.live_arrays()) == before
+
+
+def test_the_configuration_is_printed_first(dry_run, capsys, tmp_path, monkeypatch):
+    _, text = dry_run("t5_1_1_small")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "printed.gin").write_text(text.partition("\nOn this machine")[0])
+    assert cli.run(["config", "--gin_file=printed.gin"]) == 0
+    assert text.startswith(capsys.readouterr().out)
+
+
+# Flags -> the error: what does not fit, with the numbers, and the name to change.
+WRONG = {
+    "--gin.BATCH_SIZE=12": r"BATCH_SIZE=12 does not divide over 8 devices in 1 microbatch\. .* --gin\.BATCH_SIZE=16",
+    "--gin.BATCH_SIZE=8 --gin.MICROBATCHES=2": r"BATCH_SIZE=8 does not divide over 8 devices in 2 microbatches\.",
+    "--gin.BATCH_SIZE=10": r"BATCH_SIZE=10 does not divide by DATA_SHARDS=4\. .* --gin\.BATCH_SIZE=8",
+    "--topology=v5p:4x4x4": r"DATA_SHARDS=4 does not divide over 16 hosts\. .* --gin\.DATA_SHARDS=16",
+    "--topology=v6e:8x8 --gin.DATA_SHARDS=16 --gin.BATCH_SIZE=32": r"BATCH_SIZE=32 does not divide over 64 devices",
+    "--gin.partition.Partition.mesh={'data':3}": r"a mesh of data=3 does not fit 8 devices\. .* Partition\.mesh",
+    "--gin.partition.Partition.mesh={'data':-1,'model':3}": r"does not fit 8 devices\. Its fixed sizes multiply to 3\.",
+    "--gin_file=partition/tensor.gin": r"axis heads of size 6 .* model = 8\. .* multiply to 2",
+    "--gin.partition.Partition.rules={'bacth':'data'}":
+        r"bacth in Partition\.rules is no logical axis\. Nearest: batch",
+    "--gin.partition.Partition.rules={'batch':'dta'}": r"dta in Partition\.rules is no mesh axis\. Nearest: data",
+    "--gin.partition.Partition.mesh={'dta':-1}": r"dta in Partition\.mesh is no mesh axis\. Nearest: data",
+    "--topology=v9:4x4": r"--topology=v9:4x4 names no TPU generation\.",
+    "--topology=v5e:4x4x4": r"--topology=v5e:4x4x4 has no shape of 2 sizes\. .* --topology=v5e:4x4",
+    "--topology=v5litepod-12": r"--topology=v5litepod-12 is no accelerator type of v5e\.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_what_does_not_fit_is_named(flags, dry_run):
+    status, text = dry_run("t5_1_1_small", *flags.split())
+    assert status == 2
+    assert re.match(r"t5x_lite: error: [^\n]+\n\Z", text)
+    assert re.search(WRONG[flags], text), text
