@@ -9,6 +9,7 @@ from pathlib import Path
 
 # Before anything initialises JAX. Tests keep their own cache of what can be made again, unless told of one.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command line sets it
 os.environ.setdefault("T5X_LITE_CACHE", os.path.join(tempfile.gettempdir(), "t5x_lite_test_cache"))
 
 import jax  # noqa: E402

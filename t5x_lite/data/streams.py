@@ -35,8 +35,15 @@ class Stream:
         pack: bool,
         explain: Callable[[Exception], Exception | None] = lambda error: None,
     ):
+        import tensorflow as tf
+
         features = list(lengths)
         dataset = dataset.map(lambda example: {f: example[f] for f in features})
+        # A map fused with a batch reads on after an error until the batch is full: in the batches of batches of
+        # an objective, one bad record would be met some 100,000 times before its error comes out.
+        options = tf.data.Options()
+        options.experimental_optimization.map_and_batch_fusion = False
+        dataset = dataset.with_options(options)
         # Ragged blocks keep lengths exact, where padding could not be told from token 0.
         self._iterator = iter(dataset.ragged_batch(_BLOCK))
         self._lengths, self._explain = dict(lengths), explain
