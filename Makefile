@@ -1,4 +1,4 @@
-# A fresh machine needs python3 (3.11 or later), make and the package index; the rest goes into .venv.
+# A fresh machine needs python3 (3.11 to 3.13), make and the package index; the rest goes into .venv.
 PYTHON ?= python3
 UV ?= uv
 VENV := .venv
@@ -22,10 +22,12 @@ test: $(INSTALLED) ## ruff, then pytest; ARGS=... goes to pytest
 
 # The stamp is written last, so that a broken installation is tried again.
 $(INSTALLED): requirements.lock setup.py pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or later," \
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11, 3.12 or 3.13," \
 	  "or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old:" \
-	  "t5x_lite needs 3.11 or later. Name one: make PYTHON=python3.11" >&2; exit 2; }
+# TensorFlow 2.21 has no wheels for Python 3.14.
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version): the lock is for 3.11, 3.12 and 3.13." \
+	  "Name one of them: make PYTHON=python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no module venv." \
 	  "On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
