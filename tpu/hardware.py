@@ -25,7 +25,7 @@ class _Generation:
 
     Args:
       prefix: what its accelerator types begin with.
-      unit: what the number of an accelerator type counts, in units a chip: 1 for chips, 2 for cores.
+      units_per_chip: of what the number of an accelerator type counts: 1 for chips, 2 for cores.
       runtime_version: the TPU software version to create a VM with.
       dimensions: of a slice's shape.
       largest_slice: chips.
@@ -33,7 +33,7 @@ class _Generation:
     """
 
     prefix: str
-    unit: int
+    units_per_chip: int
     runtime_version: str
     dimensions: int
     largest_slice: int
@@ -123,13 +123,13 @@ def _chips_of_count(generation: str, count: str, text: str, name: str) -> int:
     of = GENERATIONS[generation]
     counts = _counts(generation)
     if not re.fullmatch(r"[1-9]\d{0,5}", count) or int(count) not in counts:
-        unit = "chips" if of.unit == 1 else "TensorCores, two a chip"
+        unit = "chips" if of.units_per_chip == 1 else "TensorCores, two a chip"
         raise UserError(
             f"{name}={text} is no accelerator type of {generation}",
             f"the number counts {unit}: {_few(counts)}",
-            f"write for example {name}={of.prefix}-{16 * of.unit}",
+            f"write for example {name}={of.prefix}-{16 * of.units_per_chip}",
         )
-    return int(count) // of.unit
+    return int(count) // of.units_per_chip
 
 
 def _counts(generation: str) -> list[int]:
@@ -139,7 +139,7 @@ def _counts(generation: str) -> list[int]:
         chips = [math.prod(shape) for shape in _PLANE]
     else:
         chips = [math.prod(shape) for shape in _SPACE] + list(range(_CUBE, of.largest_slice + 1, _CUBE))
-    return [n * of.unit for n in chips]
+    return [n * of.units_per_chip for n in chips]
 
 
 def _shapes(generation: str) -> str:
@@ -159,7 +159,7 @@ def _slice(generation: str, chips: int) -> Hardware:
     chips_per_host = chips if chips <= of.largest_host else 4
     return Hardware(
         generation,
-        f"{of.prefix}-{chips * of.unit}",
+        f"{of.prefix}-{chips * of.units_per_chip}",
         of.runtime_version,
         chips,
         chips // chips_per_host,
