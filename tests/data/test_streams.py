@@ -1,0 +1,243 @@
+"""Streams and batches: exact resumption anywhere, the same batches on any number of hosts, every example once."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from t5x_lite.data import batches, examples
+from t5x_lite.data.streams import Stream
+from t5x_lite.errors import UserError
+
+LENGTHS = {"inputs": 40, "targets": 16}
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def task(corpus):
+    from t5x_lite.tasks import registry
+
+    name = str(corpus / "vocabulary.model")
+    train, validation = str(corpus / "train-*"), str(corpus / "validation.jsonl")
+    return registry.prepare("text_span_corruption", None, name, train, validation)
+
+
+def opened(task, shards, num_shards=SHARDS, seed=0, pack=True):
+    return examples.train_streams(task, shards, num_shards, LENGTHS, pack, seed, False, lambda error: None)
+
+
+def tokens(rows):
+    """Rows as something that can be compared."""
+    return [[{k: v.tolist() for k, v in example.items()} for example in row] for row in rows]
+
+
+def numbered(count, longest=30):
+    """A tf.data.Dataset of `count` examples that tell which they are."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, longest + 1, count)
+
+    def one(number, length):
+        return {"inputs": tf.repeat(number, length), "targets": tf.repeat(number, tf.minimum(length, 16))}
+
+    return tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int32), lengths)).map(one)
+
+
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
+def test_a_stream_gives_every_example_once_whatever_is_asked_for(pack):
+    dataset = numbered(150)
+    whole = tokens(Stream(dataset, LENGTHS, pack).take(1000))
+    seen = sorted(example["inputs"][0] for row in whole for example in row)
+    assert seen == list(range(150))
+    stream, taken = Stream(dataset, LENGTHS, pack), []
+    while rows := stream.take(len(taken) % 5 + 1):
+        taken += tokens(rows)
+    assert taken == whole
+    assert stream.take(3) == []
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 40, 41])
+def test_a_position_anywhere_gives_the_same_continuation(taken):
+    def stream():
+        return Stream(numbered(90).shuffle(20, seed=1).repeat(2), LENGTHS, pack=True)
+
+    first = stream()
+    first.take(taken)
+    position = first.position()
+    expected = tokens(first.take(1000))
+    second = stream()
+    second.take(3)  # what was read before is forgotten
+    second.restore(position)
+    assert tokens(second.take(1000)) == expected
+    assert first.take(1) == second.take(1) == []
+
+
+def test_resuming_goes_on_across_epochs_of_the_objective(task):
+    """A shard of 50 documents gives some 80 rows an epoch: the positions lie in the first, second and later ones."""
+    whole = opened(task, [1])[1]
+    expected, positions = [], {}
+    for rows in (1, 30, 130, 100):
+        expected += tokens(whole.take(rows))
+        positions[len(expected)] = whole.position()
+    expected += tokens(whole.take(40))
+    distinct = {str(row) for row in expected}
+    assert len(distinct) > 0.9 * len(expected)  # each epoch is corrupted anew
+    for at, position in positions.items():
+        resumed = opened(task, [1])[1]
+        resumed.restore(position)
+        assert tokens(resumed.take(len(expected) - at)) == expected[at:], at
+
+
+def test_batches_do_not_depend_on_the_number_of_hosts(task):
+    def batch(hosts):
+        found = []
+        for host in range(hosts):
+            owned = batches.owned_shards(SHARDS, 8, host, hosts)
+            streams = opened(task, owned)
+            found += [row for shard in owned for row in tokens(streams[shard].take(2))]
+        return found
+
+    one = batch(1)
+    assert len(one) == 8
+    assert batch(2) == one
+    assert batch(4) == one
+
+
+def test_seeds_change_the_batches(task):
+    first, again, other = (tokens(opened(task, [0], seed=seed)[0].take(8)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_own_whole_shards_and_together_all(hosts):
+    owned = [batches.owned_shards(8, 16, host, hosts) for host in range(hosts)]
+    assert sum(owned, []) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("shards", "batch", "hosts", "message"),
+    [
+        (6, 12, 4, r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host owns whole .*--gin\.DATA_SHARDS=8"),
+        (4, 10, 2, r"BATCH_SIZE=10 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=8 or another --gin\.DATA_SHARDS"),
+        (4, 2, 1, r"BATCH_SIZE=2 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=4"),
+    ],
+)
+def test_shards_that_do_not_divide_are_refused(shards, batch, hosts, message):
+    with pytest.raises(UserError, match=message):
+        batches.owned_shards(shards, batch, 0, hosts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "microbatches", "parts", "message"),
+    [
+        (12, 1, 8, r"BATCH_SIZE=12 does not divide over 8 devices in 1 microbatch\..*multiple of 8\..*BATCH_SIZE=16"),
+        (8, 4, 4, r"BATCH_SIZE=8 does not divide over 4 devices in 4 microbatches\..*multiple of 16.*MICROBATCHES"),
+        (7, 2, 1, r"BATCH_SIZE=7 does not divide over 1 device in 2 microbatches"),
+    ],
+)
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(batch, microbatches, parts, message):
+    with pytest.raises(UserError, match=message):
+        batches.check_batch(batch, microbatches, parts)
+
+
+def train_batches(streams, restore=None, first=0, last=10, snapshots=lambda step: step % 3 == 0):
+    return batches.TrainBatches(streams, restore, LENGTHS, 2, True, lambda rows: rows, first, last, snapshots)
+
+
+def two_streams():
+    return {s: Stream(numbered(60).shuffle(30, seed=s).repeat(), LENGTHS, True) for s in (0, 1)}
+
+
+def equal(one, other):
+    return all(np.array_equal(one[k], other[k]) for k in one | other)
+
+
+def test_a_snapshot_is_the_position_after_its_batch_and_not_of_what_is_read_ahead():
+    reader = train_batches(two_streams())
+    reader.wait_for_first()
+    found = list(reader)
+    assert [snapshot is not None for _, snapshot in found] == [step % 3 == 0 for step in range(1, 11)]
+    assert all(batch["encoder_input_tokens"].shape == (4, 40) for batch, _ in found)
+    for at in (3, 9):
+        resumed = list(train_batches(two_streams(), found[at - 1][1], first=at))
+        assert len(resumed) == 10 - at
+        assert all(equal(a, b) for (a, _), (b, _) in zip(found[at:], resumed))
+
+
+def test_stopping_hands_over_what_is_ready_and_then_the_position():
+    reader = train_batches(two_streams(), last=1000, snapshots=lambda step: False)
+    taken = list(itertools.islice(iter(reader), 3))
+    reader.stop()
+    rest = list(reader)
+    assert 1 <= len(rest) <= 6
+    assert [batch is None for batch, _ in rest] == [False] * (len(rest) - 1) + [True]
+    handed = taken + rest[:-1]
+    going_on = list(train_batches(two_streams(), rest[-1][1], first=len(handed), last=len(handed) + 4))
+    whole = list(train_batches(two_streams(), last=len(handed) + 4))
+    assert all(equal(a, b) for (a, _), (b, _) in zip(handed + going_on, whole, strict=True))
+
+
+def test_what_goes_wrong_while_reading_reaches_the_reader():
+    reader = train_batches({0: Stream(numbered(3), LENGTHS, False)})
+    next(iter(reader))
+    with pytest.raises(UserError, match=r"data shard 0 has no more examples\..*--gin.DATA_SHARDS lower"):
+        list(reader)
+    with pytest.raises(UserError, match="no more examples"):
+        train_batches({0: Stream(numbered(1), LENGTHS, False)}).wait_for_first()
+
+
+def test_a_record_that_cannot_be_read_is_met_once():
+    """tf.data may fuse a map with a batch, and then tries every element of the batch before it says what is wrong."""
+    import tensorflow as tf
+
+    met = []
+
+    def broken(number):
+        met.append(number)
+        time.sleep(0.01)
+        raise ValueError("no such record")
+
+    dataset = tf.data.Dataset.range(1).map(
+        lambda n: tf.ensure_shape(tf.numpy_function(broken, [n], tf.int64, stateful=False), [])
+    )
+    dataset = dataset.repeat().map(lambda n: tf.fill([3], n), num_parallel_calls=2).batch(500).unbatch()
+    dataset = dataset.map(lambda x: {"inputs": x[None], "targets": x[None]})
+    stream = Stream(dataset, LENGTHS, True, lambda error: OSError("explained"))
+    with pytest.raises(OSError, match="explained"):
+        stream.take(1)
+    assert len(met) < 20
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
+def test_evaluation_covers_each_example_once(hosts, pack):
+    parts = [
+        list(batches.eval_batches(Stream(numbered(37), LENGTHS, pack), LENGTHS, 8, pack, None, (host, hosts)))
+        for host in range(hosts)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    seen = []
+    for batch in itertools.chain(*parts):
+        assert batch["encoder_input_tokens"].shape == (8 // hosts, 40)
+        present = batch["decoder_loss_weights"] > 0
+        seen += batch["decoder_target_tokens"][present].tolist()
+    expected = [n for e in numbered(37).as_numpy_iterator() for n in e["targets"].tolist()]
+    assert sorted(seen) == sorted(expected)
+    assert len(list(batches.eval_batches(Stream(numbered(37), LENGTHS, False), LENGTHS, 8, False, 2, (0, 1)))) == 2
+
+
+def test_evaluation_streams_read_the_split_in_order(task):
+    def read(limit=None):
+        ((name, stream),) = examples.evaluation_streams(
+            task, "validation", LENGTHS, False, 0, False, lambda error: None, limit
+        )
+        assert name == "text_span_corruption"
+        return tokens(stream.take(10_000))
+
+    whole = read()
+    assert 40 < len(whole) < 400
+    assert read() == whole
+    assert read(limit=7) == whole[:7]
+    assert examples.members(task, "test") == []
