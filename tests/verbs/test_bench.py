@@ -111,7 +111,7 @@ def test_all_contestants_see_the_same_tokens_and_no_padding():
 @pytest.mark.parametrize(
     "flags, text",
     [
-        (["--runs=0"], "--runs=0. It must be at least 1. Set --runs."),
+        (["--runs=0"], "--runs does not fit. It is '0', not a whole number of at least 1."),
         (["--output=/nowhere/at/all.json"], "--output=/nowhere/at/all.json. Its folder is not there."),
         (["--gin_file=models/huge.gin"], "--gin_file=models/huge.gin is not there"),
         ([*TINY, "--gin.architecture.Architecture.mlp_dim=0"], "Architecture.mlp_dim is 0"),
