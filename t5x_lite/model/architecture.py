@@ -53,19 +53,34 @@ class Architecture:
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim", "encoder_layers", "decoder_layers"):
+        if isinstance(self.mlp_activations, (list, tuple)):
+            object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name, least in (
+            ("vocab_size", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1), ("mlp_dim", 1),
+            ("encoder_layers", 1), ("decoder_layers", 1), ("relative_buckets", 4), ("relative_max_distance", 1),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise _wrong(name, value, "a positive whole number")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise _wrong(name, value, f"a whole number of at least {least}")
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise _wrong("relative_max_distance", self.relative_max_distance, "more than half of relative_buckets")
+        for name in ("tied_head", "scan_layers"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
         for name, choices in (("dtype", ("bfloat16", "float32")), ("remat", ("none", "dots", "full"))):
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), " or ".join(choices))
-        if not 0.0 <= self.dropout_rate < 1.0:
+        if not isinstance(self.norm_epsilon, (int, float)) or not 0 < self.norm_epsilon < 1:
+            raise _wrong("norm_epsilon", self.norm_epsilon, "above 0 and below 1")
+        if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
             raise _wrong("dropout_rate", self.dropout_rate, "at least 0 and below 1", "DROPOUT_RATE")
-        unknown = set(self.mlp_activations) - {"relu", "gelu", "linear", "silu"}
-        if unknown or not self.mlp_activations:
-            raise _wrong("mlp_activations", self.mlp_activations, "made of relu, gelu, silu and linear")
+        activations = self.mlp_activations
+        if (
+            not isinstance(activations, tuple)
+            or not activations
+            or set(activations) - {"relu", "gelu", "linear", "silu"}
+        ):
+            raise _wrong("mlp_activations", activations, "a tuple made of relu, gelu, silu and linear")
 
 
 def _wrong(name: str, value, expected: str, macro: str | None = None) -> UserError:

@@ -40,9 +40,12 @@ def dot_product_attention(
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    weights = dropout(weights, rate, drop_key, broadcast=(-2,))
-    return jnp.einsum("bhqs,bshk->bqhk", weights, value)
+    # Divided by their sum only after the product with the values: fewer passes over [B, H, Q, S], both ways.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1)
+    weights = dropout(weights.astype(query.dtype), rate, drop_key, broadcast=(-2,))
+    attended = jnp.einsum("bhqs,bshk->bqhk", weights, value)
+    return (attended / total.transpose(0, 2, 1)[..., None]).astype(query.dtype)
 
 
 class Attention(nnx.Module):
@@ -135,5 +138,5 @@ class RelativeBias(nnx.Module):
         relative = np.arange(keys)[None, :] - np.arange(queries)[:, None]
         table = jnp.asarray(self.rel_embedding[...], self.dtype)
         buckets = relative_bucket(relative, self.bidirectional, table.shape[1], self.max_distance)
-        bias = table.T.at[buckets].get(out_sharding=jax.sharding.PartitionSpec())
-        return jax.sharding.reshard(bias.transpose(2, 0, 1)[None], self.rules.spec(None, "heads", None, None))
+        bias = table.at[:, buckets].get(out_sharding=jax.sharding.PartitionSpec())
+        return jax.sharding.reshard(bias[None], self.rules.spec(None, "heads", None, None))

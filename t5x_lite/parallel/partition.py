@@ -25,6 +25,9 @@ from t5x_lite.errors import UserError, nearest
 MESH_AXES = ("slice", "data", "fsdp", "model")
 LOGICAL_AXES = ("batch", "length", "embed", "heads", "mlp", "vocab", "layers")
 
+# The logical axes that meet in one array, which a mesh axis can cut but once: parameters, then activations.
+_ARRAYS = tuple((*shared, last) for shared in (("layers", "embed"), ("batch", "length")) for last in LOGICAL_AXES[3:6])
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -62,12 +65,35 @@ class Partition:
     rules: Mapping[str, str | Sequence[str]]
 
     def __post_init__(self):
-        for axis in self.mesh:
+        for name, value in (("mesh", self.mesh), ("rules", self.rules)):
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"Partition.{name} is {value!r}",
+                    "it must be a dict"
+                    + (" of sizes by mesh axis" if name == "mesh" else " of mesh axes by logical axis"),
+                    f"see gin/partition/ and set --gin.partition.Partition.{name}",
+                )
+        for axis, size in self.mesh.items():
             _known("mesh axis", axis, MESH_AXES, "Partition.mesh")
+            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+                raise UserError(
+                    f"Partition.mesh[{axis!r}] is {size!r}",
+                    "it must be a whole number of at least 1, or -1 for the devices that are left",
+                    "set --gin.partition.Partition.mesh",
+                )
         for logical, axes in self.rules.items():
             _known("logical axis", logical, LOGICAL_AXES, "Partition.rules")
             for axis in _tuple(axes):
                 _known("mesh axis", axis, MESH_AXES, "Partition.rules")
+        for logical in _ARRAYS:
+            cut = [axis for name in logical for axis in _tuple(self.rules.get(name, ()))]
+            if twice := sorted({axis for axis in cut if cut.count(axis) > 1}):
+                users = [name for name in logical if twice[0] in _tuple(self.rules.get(name, ()))]
+                raise UserError(
+                    f"Partition.rules cuts {' and '.join(users)} over the mesh axis {twice[0]}",
+                    "they meet in one array, which a mesh axis can cut only once",
+                    "change --gin.partition.Partition.rules",
+                )
         if sum(size == -1 for size in self.mesh.values()) > 1:
             raise UserError(
                 f"the mesh {dict(self.mesh)} has two axes of size -1",

@@ -18,7 +18,7 @@ from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.job import Job
 from t5x_lite.program import score_step
-from t5x_lite.train.metrics import append_result, duration, say
+from t5x_lite.train.metrics import append_result, duration
 from t5x_lite.verbs import report
 from t5x_lite.verbs.infer import complete
 from t5x_lite.verbs.train import open_task, train
@@ -97,7 +97,10 @@ def show_samples(model: model_dir.Restored, count: int = 4) -> None:
     sentences = list(_sentences(documents.texts(corpus.files("validation"))))
     pairs = [masked(sentence, rng) for sentence in rng.sample(sentences, count)]
     results = complete(model, [inputs for inputs, _ in pairs], batch_size=count)
-    samples = [{**result, "targets": targets} for result, (_, targets) in zip(results, pairs)]
+    samples = [
+        {**result, "targets": targets, "prediction": asked_for(result["prediction"])}
+        for result, (_, targets) in zip(results, pairs)
+    ]
     path = model.directory / "eval" / "samples.jsonl"
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     for sample in samples:
@@ -110,6 +113,11 @@ def _sentences(texts: Iterator[str]) -> Iterator[str]:
         for sentence in re.split(r"(?<=[.!?])\s+", text.replace("\n", " ")):
             if 10 <= len(sentence.split()) <= 30:
                 yield sentence
+
+
+def asked_for(prediction: str) -> str:
+    """The prediction for the two spans of `masked`: training inputs have more, so the model goes on after them."""
+    return prediction.partition("<extra_id_2>")[0].strip()
 
 
 def masked(sentence: str, rng: random.Random) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from html import escape
 
 # Units of the view box. A chart is about as wide as a phone, so that its text stays readable there.
 _WIDTH, _HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 26, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 26, 10, 40
 # More points than this say nothing more at that width.
 _POINTS = 600
 # Few enough points to be marked one by one and to show their values on hovering.
@@ -103,7 +103,7 @@ def _axes(x_ticks, y_ticks, across, up, x: str, y: str) -> str:
     return "".join(parts) + (
         f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
         f'<text x="{(_LEFT + right) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle">{escape(x)}</text>'
-        f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'
+        f'<text transform="translate(10 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'
     )
 
 

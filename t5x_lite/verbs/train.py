@@ -45,9 +45,10 @@ def open_task(job: Job):
 
     Checks what can be wrong with the vocabulary and the data before anything is compiled.
     """
-    from t5x_lite.tasks import vocabulary
+    from t5x_lite.tasks import quiet, vocabulary
 
     check_vocabulary(job, vocabulary.size(job.vocabulary))
+    quiet.load_tensorflow()
     from t5x_lite.tasks import registry, sources
 
     task = registry.prepare(

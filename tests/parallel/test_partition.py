@@ -56,6 +56,16 @@ def test_unknown_names_are_refused(mesh, rules, said):
         Partition(mesh, rules)
 
 
+@pytest.mark.parametrize("rules, said", [
+    ({"embed": "model", "mlp": "model"}, "cuts embed and mlp over the mesh axis model"),
+    ({"batch": ("data", "model"), "heads": "model"}, "cuts batch and heads over the mesh axis model"),
+    ({"vocab": ("model", "model")}, "cuts vocab over the mesh axis model"),
+])  # fmt: skip
+def test_a_mesh_axis_cuts_an_array_once(rules, said):
+    with pytest.raises(UserError, match=said):
+        Partition({}, rules)
+
+
 def test_rules_make_specs():
     assert RULES.spec("batch", "length") == P(("slice", "data", "fsdp"), None)
     assert RULES.spec("layers", "embed", "mlp") == P(None, ("fsdp",), ("model",))
