@@ -1,0 +1,133 @@
+"""The train step: the same on every mesh and in any number of parts, skipped when not finite, reproducible."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.train import tiny
+
+BATCHES = [tiny.rows(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The job without changes on one device."""
+    return tiny.runner(tiny.job())
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    """Three steps of it, to compare with."""
+    return run(BATCHES)
+
+
+def assert_close(one, other, rtol=2e-4, atol=2e-5):
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree_util.tree_leaves_with_path(other), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * max(1.0, np.abs(a).max()), err_msg=str(path))
+
+
+def assert_identical(one, other):
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree_util.tree_leaves_with_path(other), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def assert_same_run(one, other):
+    """Within float32 reductions in another order: parameters to 2e-5 of their largest, sums to 1e-4."""
+    (state, metrics), (state2, metrics2) = one, other
+    for a, b in zip(metrics, metrics2, strict=True):
+        for name in ("loss", "z_loss", "grad_norm", "update_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+        assert a["weight"] == b["weight"]
+        assert a["learning_rate"] == b["learning_rate"]
+    assert_close(state, state2)
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "2d"])
+def test_sharded_equals_unsharded(name, plain):
+    partition = tiny.shipped(name)
+    if name == "tensor":  # four heads
+        partition = dataclasses.replace(partition, mesh={"data": -1, "model": 4})
+    assert_same_run(plain, tiny.runner(tiny.job(partition), devices=8)(BATCHES))
+
+
+def test_sharded_equals_unsharded_with_dropout():
+    changed = {"model": dataclasses.replace(tiny.ARCHITECTURE, dropout_rate=0.2)}
+    alone = tiny.runner(tiny.job(**changed))(BATCHES[:2])
+    assert_same_run(alone, tiny.runner(tiny.job(tiny.shipped("2d"), **changed), devices=8)(BATCHES[:2]))
+
+
+@pytest.mark.parametrize(("parts", "devices"), [(4, 1), (2, 8)])
+def test_microbatches_equal_one_batch(parts, devices, plain):
+    partition = tiny.ONE if devices == 1 else tiny.shipped("fsdp")
+    assert_same_run(plain, tiny.runner(tiny.job(partition, microbatches=parts), devices)(BATCHES))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}, {"scan_layers": False, "remat": "full"}]
+)
+def test_remat_and_scan_compute_the_same(changed, plain):
+    job = tiny.job(model=dataclasses.replace(tiny.ARCHITECTURE, **changed))
+    assert_same_run(plain, tiny.runner(job)(BATCHES))
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_counted(run):
+    weights = np.where(BATCHES[1]["decoder_loss_weights"] > 0, np.float32("inf"), np.float32(0))
+    bad = BATCHES[1] | {"decoder_loss_weights": weights}
+    before, _ = run(BATCHES[:1])
+    after, metrics = run([BATCHES[0], bad, bad])
+    assert_identical(before["params"], after["params"])
+    assert_identical(before["opt_state"], after["opt_state"])
+    assert (after["step"], after["nonfinite_steps"], after["nonfinite_in_a_row"]) == (3, 2, 2)
+    assert [bool(m["finite"]) for m in metrics] == [True, False, False]
+    # The schedule counts the skipped steps.
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0.05, 0.05, 0.05 / 2**0.5], rtol=1e-6)
+    recovered, _ = run([BATCHES[0], bad, BATCHES[1], BATCHES[2]])
+    assert (recovered["step"], recovered["nonfinite_steps"], recovered["nonfinite_in_a_row"]) == (4, 1, 0)
+
+
+def test_gradients_are_those_of_the_mean_over_target_tokens():
+    """Against the definition: a small step of plain gradient descent lowers the mean loss by rate * |gradient|^2."""
+    changed = {"z_loss": 0.01, "label_smoothing": 0.1, "optimizer": optax.identity()}
+
+    def mean(metrics):
+        return (metrics["loss"] + metrics["z_loss"]) / metrics["weight"]
+
+    _, (first, second) = tiny.runner(tiny.job(learning_rate=lambda step: 1e-4, **changed))([BATCHES[0]] * 2)
+    assert mean(first) - mean(second) == pytest.approx(1e-4 * first["grad_norm"] ** 2, rel=0.05)
+
+
+def test_the_loss_normaliser_divides_the_gradient_alone(plain):
+    one = plain[1][0]
+    _, (other,) = tiny.runner(tiny.job(loss_normalizing_factor=500.0))(BATCHES[:1])
+    assert other["grad_norm"] == pytest.approx(one["grad_norm"] * one["weight"] / 500.0, rel=1e-5)
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_z_loss_and_label_smoothing_enter(plain):
+    small = plain[1][0]
+    _, (large,) = tiny.runner(tiny.job(z_loss=1e-2))(BATCHES[:1])
+    assert large["z_loss"] == pytest.approx(100 * small["z_loss"], rel=1e-5) and small["z_loss"] > 0
+    assert large["loss"] == pytest.approx(small["loss"], rel=1e-5)  # reported without it
+    assert large["grad_norm"] != pytest.approx(small["grad_norm"], rel=1e-4)
+    _, (smooth,) = tiny.runner(tiny.job(z_loss=0.0, label_smoothing=0.1))(BATCHES[:1])
+    assert smooth["z_loss"] == 0
+    assert smooth["loss"] != pytest.approx(small["loss"], rel=1e-3)
+
+
+def test_dropout_follows_seed_and_step():
+    model = dataclasses.replace(tiny.ARCHITECTURE, dropout_rate=0.3)
+    # Nothing moves, so that steps differ in their dropout alone.
+    still = {"model": model, "optimizer": optax.set_to_zero()}
+    run = tiny.runner(tiny.job(**still))
+    losses = [float(m["loss"]) for m in run([BATCHES[0]] * 3)[1]]
+    assert len(set(losses)) == 3
+    assert [float(m["loss"]) for m in run([BATCHES[0]] * 3)[1]] == losses
+    other = tiny.runner(tiny.job(seed=1, **still))([BATCHES[0]])[1][0]["loss"]
+    assert float(other) not in losses
