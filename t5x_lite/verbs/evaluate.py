@@ -17,7 +17,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.program import eval_step, greedy_step, score_step
 from t5x_lite.train import evaluation
 from t5x_lite.train.metrics import append_result, say
-from t5x_lite.verbs.infer import until_end
 from t5x_lite.verbs.train import open_task
 
 
@@ -116,14 +115,14 @@ def task_metrics(
 
 
 def _predict(model: model_dir.Restored, member, rows: int, dataset) -> list[tuple[int, list[int]]]:
-    """(index, ids without the end token) of each example, in order."""
+    """(index, ids) of each example, in order: of one length, as seqio wants them, which cuts them at the end token."""
     vocabulary = member.output_features["targets"].vocabulary
     decode = greedy_step(model.program, model.job.feature_lengths["targets"], vocabulary.eos_id)
     results = []
     for group in grouped(_examples(dataset), rows):
         tokens = inputs_batch([_unpadded(e["encoder_input_tokens"]) for _, e in group], rows)
         ids = jax.device_get(decode(model.params, model.place(tokens))[0])
-        results += [(index, until_end(row, vocabulary.eos_id)) for (index, _), row in zip(group, ids)]
+        results += [(index, row.tolist()) for (index, _), row in zip(group, ids)]
     return results
 
 
