@@ -82,7 +82,7 @@ def test_parameters_alone(written):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"DATA_SHARDS": 4}, r"DATA_SHARDS is 4, but the data position in \S+7/data was saved under 2\..*DATA_SHARDS back"),
+        ({"DATA_SHARDS": 4}, r"DATA_SHARDS is 4, but the data position in \S+7/data was saved under 2\..*SHARDS back"),
         ({"PACK": False}, r"PACK is False, but .* under True\. The stream of examples .*INITIAL_CHECKPOINT_PATH"),
         (
             {"TASK_FEATURE_LENGTHS": {"inputs": 14, "targets": 10}},
@@ -110,7 +110,7 @@ def test_another_model_is_refused(written):
 
 def test_another_optimizer_is_refused(written):
     other = laid_out(optimizer=optimizer.adamw_rms()).state
-    with pytest.raises(UserError, match=r"opt_state/\S* .*The checkpoint is of another optimizer\. Use the same optim/"):
+    with pytest.raises(UserError, match=r"opt_state/\S* .* is of another optimizer\. Use the same optim/"):
         restore(written[0], other)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from t5x_lite import program
 from tests.train import tiny
 
 BATCHES = [tiny.rows(seed) for seed in range(3)]
@@ -131,3 +132,14 @@ def test_dropout_follows_seed_and_step():
     assert [float(m["loss"]) for m in run([BATCHES[0]] * 3)[1]] == losses
     other = tiny.runner(tiny.job(seed=1, **still))([BATCHES[0]])[1][0]["loss"]
     assert float(other) not in losses
+
+
+def test_the_optimizer_state_is_cut_as_its_parameters():
+    partition = tiny.shipped("fsdp")
+    with jax.set_mesh(partition.build(jax.devices())):
+        laid = program.lay_out(tiny.job(partition), jax.sharding.get_mesh())
+    kernel = laid.params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // 8, 48)
+    # The row means of [embed, mlp] keep embed.
+    held = [leaf for leaf in jax.tree.leaves(laid.state["opt_state"]) if leaf.shape == (2, 32)]
+    assert any(leaf.sharding.shard_shape(leaf.shape) == (2, 32 // 8) for leaf in held)

@@ -1,0 +1,118 @@
+"""Models between formats by the command line: there and back, fine-tuned on, and refused where they cannot go."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file
+
+from t5x_lite import cli, model_dir
+from t5x_lite.train import checkpoint
+
+REFERENCES = Path(__file__).parents[1] / "references"
+
+
+def params(directory):
+    with model_dir.restored(str(directory), (), ()) as model:
+        return jax.device_get(model.params)
+
+
+@pytest.fixture(scope="module")
+def there_and_back(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    assert cli.run(["convert", "--from=native", f"--input={trained}", f"--output={folder}/hf"]) == 0
+    assert cli.run(["convert", "--from=hf", f"--input={folder}/hf", f"--output={folder}/native"]) == 0
+    return folder
+
+
+def test_there_and_back_is_the_same_model(there_and_back, trained):
+    back, original = (jax.tree_util.tree_leaves_with_path(params(d)) for d in (there_and_back / "native", trained))
+    for (path, one), (other_path, other) in zip(back, original, strict=True):
+        assert path == other_path
+        np.testing.assert_array_equal(one, other, err_msg=str(path))
+    vocabulary = (trained / "vocabulary.model").read_bytes()
+    assert (there_and_back / "native/vocabulary.model").read_bytes() == vocabulary
+    assert not (there_and_back / "native/DONE").exists()
+    assert {path.name for path in there_and_back.iterdir()} == {"hf", "native"}
+
+
+def test_both_complete_texts_alike(there_and_back, trained, capfd):
+    def completed(directory):
+        flags = ["--text=ka lo <extra_id_0>", "--max_decode_length=5"]
+        assert cli.run(["infer", f"--checkpoint={directory}", *flags]) == 0
+        return capfd.readouterr().out
+
+    assert completed(there_and_back / "native") == completed(trained)
+
+
+def test_a_converted_model_is_fine_tuned(there_and_back, trained, train_flags, tmp_path):
+    flags = train_flags(tmp_path / "m", INITIAL_CHECKPOINT_PATH=there_and_back / "native", TRAIN_STEPS=2, EVAL_PERIOD=0)
+    assert cli.run(flags) == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "m/metrics.jsonl").read_text().splitlines()]
+    first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["step"] == 2 and line["loss"] < first["loss"] - 0.5
+    assert checkpoint.entries(epath.Path(tmp_path) / "m/checkpoints/2") >= {"opt_state"}
+
+
+def test_a_converted_model_runs_on_from_its_own_configuration(there_and_back, corpus, tmp_path):
+    macros = {
+        "MODEL_DIR": tmp_path / "m", "INITIAL_CHECKPOINT_PATH": there_and_back / "native", "TRAIN_STEPS": 1,
+        "MIXTURE_OR_TASK_NAME": "text_span_corruption", "DATA_GLOB": corpus / "train-*", "BATCH_SIZE": 8,
+        "VOCABULARY": there_and_back / "native/vocabulary.model", "EVAL_PERIOD": 0,
+        "TASK_FEATURE_LENGTHS": {"inputs": 40, "targets": 16},
+    }  # fmt: skip
+    config = f"--gin_file={there_and_back}/native/config.gin"
+    assert cli.run(["train", config, *(f"--gin.{k}={v}" for k, v in macros.items())]) == 0
+    assert (tmp_path / "m/DONE").exists()
+
+
+@pytest.mark.parametrize("version", ["hf_t5_1_0", "hf_t5_1_1"])
+def test_directories_of_transformers_come_back_with_their_tensors(version, tmp_path):
+    assert cli.run(["convert", "--from=hf", f"--input={REFERENCES / version}", f"--output={tmp_path}/native"]) == 0
+    assert cli.run(["convert", "--from=native", f"--input={tmp_path}/native", f"--output={tmp_path}/hf"]) == 0
+    original = load_file(REFERENCES / version / "model.safetensors")
+    back = load_file(tmp_path / "hf/model.safetensors")
+    for name in original.keys() & back.keys():
+        np.testing.assert_array_equal(original[name], back[name], err_msg=name)
+    assert "shared.weight" in original.keys() & back.keys()
+    assert not any("embed_tokens" not in name for name in original.keys() ^ back.keys())
+
+
+def refused(capfd, *argv):
+    assert cli.run(list(argv)) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_what_cannot_be_converted_is_refused_and_leaves_nothing(trained, tmp_path, capfd):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    new = f"--output={tmp_path}/new"
+    cases = {
+        ("--from=native", f"--input={trained}", f"--output={full}"): r"--output=\S*full exists",
+        ("--from=native", "--to=native", f"--input={trained}", new): "changes nothing",
+        ("--from=native", f"--input={tmp_path}", new): "no model directory",
+        ("--from=hf", f"--input={tmp_path}/gone", new): "gone",
+        ("--from=hf", f"--input={trained}", new): "config.json",
+    }
+    for argv, message in cases.items():
+        error = refused(capfd, "convert", *argv)
+        assert re.search(message, error), error
+    assert {path.name for path in tmp_path.iterdir()} == {"full"}
+
+
+def test_text_needs_a_vocabulary(tmp_path, capfd):
+    assert cli.run(["convert", "--from=hf", f"--input={REFERENCES}/hf_t5_1_1", f"--output={tmp_path}/m"]) == 0
+    assert "without a vocabulary: give --gin.VOCABULARY" in capfd.readouterr().out
+    assert "VOCABULARY is not set" in refused(capfd, "infer", f"--checkpoint={tmp_path}/m", "--text=a")
+
+
+def test_a_converted_model_is_no_run_to_resume(there_and_back, train_flags, capfd):
+    error = refused(capfd, *train_flags(there_and_back / "native"))
+    assert re.search(r"native/checkpoints/0 holds no optimizer state\. .*--gin.INITIAL_CHECKPOINT_PATH", error), error
