@@ -12,6 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 JSONL = "metrics.jsonl"
+RESULTS = "results.jsonl"
 
 
 def read_jsonl(path: epath.Path) -> list[dict]:
@@ -21,11 +22,25 @@ def read_jsonl(path: epath.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def _drop_after(path: epath.Path, step: int) -> None:
+    """Takes the lines of later steps, and one cut short by a kill, out of a JSONL file."""
+    if path.exists():
+        kept = [line for line in read_jsonl(path) if line["step"] <= step]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def write_whole(path: epath.Path, data: bytes) -> None:
+    """Writes a file that has all of its content whenever it is there."""
+    scratch = path.parent / f".{path.name}.new"
+    scratch.write_bytes(data)
+    scratch.replace(path)
+
+
 class MetricsWriter:
     """Appends to MODEL_DIR/metrics.jsonl and to a TensorBoard event file; only the first host writes.
 
-    Lines of steps after `resume_step` are of a run that was cut off before its next checkpoint: they
-    are taken out, since those steps are about to be done again.
+    Lines of steps after `resume_step`, here and in eval/results.jsonl, are of a run that was cut off before
+    its next checkpoint: they are taken out, since those steps are about to be done again.
 
     Args:
       model_dir: where to write.
@@ -38,12 +53,9 @@ class MetricsWriter:
         if not active:
             return
         directory = epath.Path(model_dir)
-        self._jsonl_path = directory / JSONL
-        kept = [line for line in read_jsonl(self._jsonl_path) if line["step"] <= resume_step]
-        replacement = directory / f".{JSONL}.new"
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        replacement.replace(self._jsonl_path)
-        self._jsonl = self._jsonl_path.open("a")
+        for path in (directory / JSONL, directory / "eval" / RESULTS):
+            _drop_after(path, resume_step)
+        self._jsonl = (directory / JSONL).open("a")
         now = time.time()
         self._events_file = (directory / f"events.out.tfevents.{int(now * 1000)}.t5x_lite").open("wb")
         self._events = RecordWriter(self._events_file)
@@ -81,7 +93,7 @@ class MetricsWriter:
 def append_result(folder: epath.Path, line: Mapping) -> None:
     """Adds an evaluation to results.jsonl of a folder, usually MODEL_DIR/eval."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "results.jsonl").open("a") as file:
+    with (folder / RESULTS).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -1,6 +1,5 @@
 """t5x_lite train: shapes, shardings, state, data, compile, loop."""
 
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +17,7 @@ from t5x_lite.model_dir import CONFIG, DONE, VOCABULARY
 from t5x_lite.parallel import chips, start
 from t5x_lite.program import Program, abstract_batch, eval_step, init_params, init_state, lay_out, train_step
 from t5x_lite.train import checkpoint, evaluation, loop
-from t5x_lite.train.metrics import MetricsWriter, append_result, say
+from t5x_lite.train.metrics import MetricsWriter, append_result, say, write_whole
 
 
 def main(args) -> None:
@@ -68,6 +67,27 @@ def check_vocabulary(job: Job, size: int) -> None:
         )
 
 
+def vocabulary_file(job: Job, model_dir: epath.Path) -> bytes | None:
+    """The SentencePiece model of the job, None for bytes.
+
+    Raises:
+      UserError: the model directory was trained with another one.
+    """
+    from t5x_lite.tasks import codec
+
+    source = codec.model_file(job.vocabulary)
+    if source is None:
+        return None
+    data, copy = epath.Path(source).read_bytes(), model_dir / VOCABULARY
+    if copy.exists() and copy.read_bytes() != data:
+        raise UserError(
+            f"VOCABULARY={job.vocabulary} is not the vocabulary that {model_dir} was trained with",
+            f"it differs from the copy {copy}",
+            f"Set --gin.VOCABULARY={copy}, or choose another --gin.MODEL_DIR",
+        )
+    return data
+
+
 def identity(job: Job) -> dict:
     """What the data shards are a cut of: a saved position is good only under the same."""
     return {
@@ -102,6 +122,7 @@ def train(job: Job, config_text: str, began: float) -> None:
             return
         # What can be wrong with the input is found before anything is compiled or written.
         task, explain = open_task(job)
+        vocabulary = vocabulary_file(job, model_dir)
         if job.eval_period:
             examples.check_split(task, "validation", job.use_cached_tasks)
         batch_shapes = abstract_batch(job, program)
@@ -127,7 +148,7 @@ def train(job: Job, config_text: str, began: float) -> None:
             plan.saves,
         )
         batches.wait_for_first()
-        _write_description(job, config_text, model_dir)
+        _write_description(config_text, vocabulary, model_dir)
         checkpoints = checkpoint.manager(model_dir, job.keep_checkpoints)
         writer = MetricsWriter(model_dir, first, active=jax.process_index() == 0)
         evaluate = partial(_evaluate, job, eval_step(program), task, explain, writer, place)
@@ -203,19 +224,15 @@ def _plan(job: Job, devices) -> loop.Plan:
     )
 
 
-def _write_description(job: Job, config_text: str, model_dir: epath.Path) -> None:
+def _write_description(config_text: str, vocabulary: bytes | None, model_dir: epath.Path) -> None:
     """Makes the model directory self-describing: its configuration and its vocabulary."""
     if jax.process_index():
         return
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / DONE).unlink(missing_ok=True)
-    (model_dir / CONFIG).write_text(config_text)
-    from t5x_lite.tasks import codec
-
-    source = codec.model_file(job.vocabulary)
-    if source is not None and not (model_dir / VOCABULARY).exists():
-        with epath.Path(source).open("rb") as read, (model_dir / VOCABULARY).open("wb") as write:
-            shutil.copyfileobj(read, write)
+    write_whole(model_dir / CONFIG, config_text.encode())
+    if vocabulary is not None:
+        write_whole(model_dir / VOCABULARY, vocabulary)
 
 
 def _evaluate(job: Job, sums_of, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
