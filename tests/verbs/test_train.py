@@ -11,6 +11,7 @@ import pytest
 
 from t5x_lite import cli
 from t5x_lite.train import checkpoint
+from t5x_lite.train.metrics import MetricsWriter
 
 # DESIGN's line of metrics.jsonl.
 KEYS = {
@@ -181,3 +182,22 @@ def test_steps_that_are_not_finite_end_the_run(train_flags, tmp_path, capfd):
     assert counts[-1] >= 3
     assert lines(tmp_path / "m/metrics.jsonl")[-1]["loss"] is None
     assert jax.device_count() == 8
+
+
+def test_another_vocabulary_is_refused(trained_copy, train_flags, corpus, tmp_path, capfd):
+    from t5x_lite.tasks import documents, vocabulary
+
+    files = documents.expand(str(corpus / "train-*.json.gz"), "DATA_GLOB")
+    other = vocabulary.train(files, 350, tmp_path / "other.model")
+    error = failed(capfd, train_flags(trained_copy, TRAIN_STEPS=14, VOCABULARY=other))
+    assert f"VOCABULARY={other} is not the vocabulary that {trained_copy} was trained with" in error
+    assert f"Set --gin.VOCABULARY={trained_copy}/vocabulary.model" in error
+
+
+def test_lines_of_steps_that_are_done_again_are_taken_out(tmp_path):
+    for path in (tmp_path / "metrics.jsonl", tmp_path / "eval" / "results.jsonl"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"step": 4}\n{"step": 8}\n{"step": 12}\n{"step": 1')
+    MetricsWriter(str(tmp_path), resume_step=8, active=True).close()
+    for path in (tmp_path / "metrics.jsonl", tmp_path / "eval" / "results.jsonl"):
+        assert [line["step"] for line in lines(path)] == [4, 8]
