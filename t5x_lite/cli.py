@@ -64,7 +64,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> argparse.ArgumentParser:
+# A path of this machine. The shell leaves the ~ of --flag=~/x to us; gs:// passes as it is.
+_path = os.path.expanduser
+
+
+def _verb(
+    verbs, name: str, module: str, summary: str, gin: bool = False, tasks: bool = False
+) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     parser.set_defaults(verb=module)
     parser.add_argument("--traceback", action="store_true", help="show Python's traceback with an error")
@@ -72,12 +78,14 @@ def _verb(verbs, name: str, module: str, summary: str, gin: bool = False) -> arg
         parser.add_argument(
             "--gin_file",
             action="append",
+            type=_path,
             default=[],
             metavar="F",
             help="path or shipped name; may be repeated, later ones win",
         )
-        parser.add_argument("--module", metavar="M", help="Python module that registers your tasks")
         parser.epilog = "--gin.NAME=value sets a macro or parameter of the gin files; text needs no quotes"
+    if tasks:
+        parser.add_argument("--module", metavar="M", help="Python module that registers your tasks")
     return parser
 
 
@@ -89,32 +97,38 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"t5x_lite {__version__}")
     verbs = root.add_subparsers(title="verbs", metavar="VERB", parser_class=_VerbParser)
 
-    train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True)
+    train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True, tasks=True)
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
     train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice, v5p:4x4x4 or v5p-128")
 
-    evaluate = _verb(verbs, "eval", "evaluate", "loss, accuracy and task metrics of a checkpoint", gin=True)
-    evaluate.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    evaluate = _verb(verbs, "eval", "evaluate", "loss, accuracy and task metrics of a checkpoint", gin=True, tasks=True)
+    evaluate.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
     evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
     evaluate.add_argument("--split", default="validation")
     evaluate.add_argument("--num_examples", type=_count, metavar="N", help="at most so many examples of each task")
     evaluate.add_argument("--batch_size", type=_count, default=16, metavar="N")
-    evaluate.add_argument("--output_dir", metavar="D", help="default: the model directory's eval/")
+    evaluate.add_argument("--output_dir", type=_path, metavar="D", help="default: the model directory's eval/")
 
     infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True)
-    infer.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    infer.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
     source = infer.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="STR", help="one input; the completion is printed")
-    source.add_argument("--input", metavar="F", help="inputs: text, a line each, or .jsonl with the field inputs")
-    infer.add_argument("--output", metavar="F.jsonl", help="default: stdout")
+    source.add_argument(
+        "--input", type=_path, metavar="F", help="inputs: text, a line each, or .jsonl with the field inputs"
+    )
+    infer.add_argument(
+        "--output", type=_path, metavar="F.jsonl", help="written over where it is there; default: stdout"
+    )
     infer.add_argument("--decode", choices=["greedy"], default="greedy")
     infer.add_argument("--batch_size", type=_count, default=16, metavar="N")
     infer.add_argument("--max_decode_length", type=_count, metavar="T", help="default: the trained targets length")
 
-    score = _verb(verbs, "score", "score", "log-probabilities of given targets", gin=True)
-    score.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT_HELP)
-    score.add_argument("--input", required=True, metavar="F.jsonl", help="lines with inputs and targets")
-    score.add_argument("--output", metavar="F.jsonl", help="default: stdout")
+    score = _verb(verbs, "score", "score", "log-probabilities of given targets, whole however long they are", gin=True)
+    score.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
+    score.add_argument("--input", type=_path, required=True, metavar="F.jsonl", help="lines with inputs and targets")
+    score.add_argument(
+        "--output", type=_path, metavar="F.jsonl", help="written over where it is there; default: stdout"
+    )
     score.add_argument("--batch_size", type=_count, default=16, metavar="N")
 
     _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
@@ -122,25 +136,29 @@ def parser() -> argparse.ArgumentParser:
     convert = _verb(verbs, "convert", "convert", "convert a checkpoint from or to Hugging Face")
     convert.add_argument("--from", dest="source", required=True, choices=["hf", "native"])
     convert.add_argument("--to", dest="target", choices=["hf", "native"], help="default: native, or hf from native")
-    convert.add_argument("--input", required=True, metavar="D")
-    convert.add_argument("--output", required=True, metavar="D")
+    convert.add_argument(
+        "--input", type=_path, required=True, metavar="D", help="from native: as --checkpoint of infer"
+    )
+    convert.add_argument("--output", type=_path, required=True, metavar="D", help="a new folder of this machine")
 
     vocab = _verb(verbs, "vocab", "vocab", "train a SentencePiece vocabulary")
     vocab.add_argument("action", choices=["train"])
-    vocab.add_argument("--input", required=True, metavar="GLOB", help="json.gz, jsonl, TFRecord, Parquet or text files")
+    vocab.add_argument(
+        "--input", type=_path, required=True, metavar="GLOB", help="json.gz, jsonl, TFRecord, Parquet or text files"
+    )
     vocab.add_argument("--size", type=_count, default=32000, metavar="N", help="pieces, without the 100 sentinels")
-    vocab.add_argument("--output", required=True, metavar="F.model")
+    vocab.add_argument("--output", type=_path, required=True, metavar="F.model")
 
     report = _verb(verbs, "report", "report", "write MODEL_DIR/report.html, one self-contained page")
-    report.add_argument("model_dir", metavar="MODEL_DIR")
+    report.add_argument("model_dir", type=_path, metavar="MODEL_DIR")
 
     demo = _verb(verbs, "demo", "demo", "pretrain a tiny T5 on this machine's English, evaluate it, show samples")
-    demo.add_argument("--output", default="demo", metavar="D", help="model directory")
+    demo.add_argument("--output", type=_path, default="demo", metavar="D", help="model directory")
     demo.add_argument("--short", action="store_true", help="a minute of training, to see that all parts work")
 
     bench = _verb(verbs, "bench", "bench", "measure: the train step, or the time to a first step")
     bench.add_argument("what", choices=["train", "startup"])
-    bench.add_argument("--gin_file", action="append", metavar="F", help="default: models/t5_1_1_small.gin")
+    bench.add_argument("--gin_file", action="append", type=_path, metavar="F", help="default: models/t5_1_1_small.gin")
     bench.add_argument("--batch_size", type=_count, default=8)
     bench.add_argument("--inputs", type=_count, default=512, metavar="TOKENS")
     bench.add_argument("--targets", type=_count, default=114, metavar="TOKENS")
@@ -148,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--runs", type=_count, default=5, metavar="N", help="measured runs after one that is not counted"
     )
-    bench.add_argument("--output", metavar="F.json")
+    bench.add_argument("--output", type=_path, metavar="F.json")
     return root
 
 
@@ -172,7 +190,7 @@ def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
 def run(argv: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
     show_traceback = "--traceback" in argv
-    _quiet()
+    _quiet(show_traceback)
     try:
         words, bindings = _take_gin(argv)
         if not words:
@@ -199,10 +217,20 @@ def run(argv: list[str]) -> int:
         return 130
 
 
-def _quiet() -> None:
-    """Keeps what TensorFlow and others say about this machine off the terminal, before they are loaded."""
+def _quiet(show_traceback: bool) -> None:
+    """Keeps what TensorFlow and others say about this machine off the terminal, before they are loaded.
+
+    Orbax logs an error with the traceback of each of its threads, and then raises it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR if show_traceback else logging.CRITICAL)
+    sys.excepthook = _excepthook
+
+
+def _excepthook(kind, error, trace) -> None:
+    """Python's own, but for what TensorStore prints once for each file that it was still writing when one failed."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _fail(kind: str, error, show_traceback: bool) -> int:
@@ -214,4 +242,10 @@ def _fail(kind: str, error, show_traceback: bool) -> int:
 
 def main() -> None:
     """Entry point of the `t5x_lite` command."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status:
+        # All that is worth keeping is written. The threads of a compiler or of tf.data may go on for minutes, or
+        # hang where the interpreter takes down what they hold.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -5,18 +5,25 @@ and a verb receives its objects from `load`. Four traps of gin-config 0.5 are
 closed here: a misspelt macro is accepted silently, an unset macro gives a bare
 Python error, an unquoted string is a SyntaxError, and a folder in the working
 directory that is called like one of ours captures `include`.
+
+A gin file is a program: it imports modules and calls what it finds in them. One that
+came with a model directory may have been written by others; `load` runs it only
+within the limits below.
 """
 
 import ast
+import contextlib
 import inspect
 import os
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import gin
+from gin import config_parser
+from t5x_lite import paths
 from t5x_lite.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -24,7 +31,14 @@ _PACKAGE = Path(__file__).resolve().parent
 # Macros whose value is text: `--gin.DATA_GLOB=2024` means the string.
 _TEXT_MACROS = frozenset({
     "MODEL_DIR", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE", "DATA_GLOB", "VALIDATION_GLOB", "DATA_DIR",
-    "VOCABULARY", "INITIAL_CHECKPOINT_PATH",
+    "VOCABULARY", "INITIAL_CHECKPOINT_PATH", "TASK_CACHE_DIR",
+})  # fmt: skip
+
+# What a file that others wrote may import: what the shipped files do, and optax. None of it runs programs or writes
+# files, as other parts of t5x_lite do.
+_HARMLESS = frozenset({
+    "__gin__", "optax", "t5x_lite.job", "t5x_lite.model.architecture", "t5x_lite.parallel.partition",
+    "t5x_lite.train.optimizer", "t5x_lite.train.schedule",
 })  # fmt: skip
 
 
@@ -63,12 +77,12 @@ def _not_there(what: str, name: str) -> UserError:
     )
 
 
-def _open_included(name: str):
-    """The file of an `include`: the shipped ones come before the working directory, whose folders may be
+def _included(name: str) -> str:
+    """The path of an `include`: the shipped ones come before the working directory, whose folders may be
     called like ours."""
     for path in (root() / name, Path(name)):
         if path.is_file():
-            return path.open(encoding="utf-8")
+            return str(path)
     raise _not_there(f"include '{name}'", name)
 
 
@@ -110,16 +124,27 @@ def _flatten(value) -> Iterable:
         yield value
 
 
+def _is_macro(value) -> bool:
+    return isinstance(value, gin.config.ConfigurableReference) and value.configurable.wrapped is gin.config.macro
+
+
+def _all_references() -> Iterator[tuple[str, gin.config.ConfigurableReference]]:
+    """Each @reference and %macro of the parsed configuration, and who refers to it."""
+    # gin's own walk passes over the keys of dictionaries.
+    for (scope, selector), bindings in gin.config._CONFIG.items():
+        for parameter, value in bindings.items():
+            owner = scope if selector == "gin.macro" else f"{selector.split('.')[-1]}.{parameter}"
+            for part in _flatten(value):
+                if isinstance(part, gin.config.ConfigurableReference):
+                    yield owner, part
+
+
 def _references() -> dict[str, list[str]]:
     """Each macro that something in the parsed configuration refers to, and by whom."""
     used: dict[str, list[str]] = {}
-    # gin offers no public walk over what it has parsed.
-    for (scope, selector), bindings in gin.config._CONFIG.items():
-        for parameter, value in bindings.items():
-            for part in _flatten(value):
-                if isinstance(part, gin.config.ConfigurableReference) and part.selector == "gin.macro":
-                    owner = scope if selector == "gin.macro" else f"{selector.split('.')[-1]}.{parameter}"
-                    used.setdefault("/".join(part.scopes), []).append(owner)
+    for owner, reference in _all_references():
+        if _is_macro(reference):
+            used.setdefault("/".join(reference.scopes), []).append(owner)
     return used
 
 
@@ -161,12 +186,20 @@ def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset
         gin.bind_parameter(f"{name}/gin.macro.value", None)
     if missing := sorted(set(unset) - optional):
         readers = sorted({reader for name in missing for reader in used[name]})
-        one = len(missing) == 1
+        are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        need, have = ("needs", "has") if len(readers) == 1 else ("need", "have")
         raise UserError(
-            f"{_listed(missing)} {'is' if one else 'are'} not set",
-            f"{_listed(readers)} {'needs it, and has' if one else 'need them, and have'} no default",
+            f"{_listed(missing)} {are} not set",
+            f"{_listed(readers)} {need} {them}, and {have} no default",
             "Give " + " ".join(_SETTERS.get(name, f"--gin.{name}=VALUE") for name in missing),
         )
+
+
+def _forget_unread() -> None:
+    """Drops macros whose reader is bound to something else now: what is printed sets none that nothing reads."""
+    while unread := _macros().keys() - _references().keys():
+        for name in unread:
+            del gin.config._CONFIG[name, "gin.macro"]
 
 
 # Macros that a whole file sets.
@@ -187,10 +220,11 @@ def _check_run(attribute: str) -> None:
         )
 
 
-def _parse(source, where: str) -> None:
-    """Parses an open gin file, or the text of one flag."""
+@contextlib.contextmanager
+def _explaining(where: str) -> Iterator[None]:
+    """Raises what gin finds wrong with a file or a flag as a UserError."""
     try:
-        gin.parse_config(source)
+        yield
     except UserError as error:
         raise UserError.from_text(str(error).partition("\n  In ")[0]) from error
     except Exception as error:  # whatever the modules that a gin file imports raise
@@ -242,25 +276,153 @@ def _configurables() -> list[str]:
     return [".".join(name.split(".")[-2:]) for name in names]
 
 
+class _Unresolved(config_parser.ParserDelegate):
+    """Lets a file be read without looking for what it refers to."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return None
+
+    def macro(self, macro_name):
+        return None
+
+
+def _statements(path: str, around: tuple[str, ...] = ()) -> Iterator:
+    """gin's statements in a file and those that it includes. Imports and binds nothing.
+
+    `around` are the files that include it.
+    """
+    if path in around:
+        raise UserError(f"{path} includes itself", f"through {_listed(around)}", "take one include out of them")
+    with _explaining(path), open(path, encoding="utf-8") as file:
+        for statement in config_parser.ConfigParser(file, _Unresolved()):
+            if isinstance(statement, config_parser.IncludeStatement):
+                yield from _statements(_included(statement.filename), (*around, path))
+            yield statement
+
+
+def _may_import(files: Iterable[str], module: str) -> frozenset[str]:
+    """The modules that the user's own files import and the one that --module names, beside the harmless ones.
+
+    Of another package everything counts, whose functions may be defined anywhere in it; of this one, what is named.
+    """
+    named = {s.module for f in files for s in _statements(f) if isinstance(s, config_parser.ImportStatement)}
+    named.update([module] if module else [])
+    return _HARMLESS | {name if name.startswith("t5x_lite.") else name.partition(".")[0] for name in named}
+
+
+def _is_of(module: str | None, modules: Iterable[str]) -> bool:
+    return module is not None and any(module == m or module.startswith(f"{m}.") for m in modules)
+
+
+def _check_imports(path: str, allowed: frozenset[str]) -> None:
+    """Refuses an untrusted file before anything that it imports is."""
+    for statement in _statements(path):
+        if isinstance(statement, config_parser.ImportStatement) and not _is_of(statement.module, allowed):
+            raise UserError(
+                f"{statement.location.filename}, line {statement.location.line_num}: {statement.format()} is refused",
+                "the file came with a model directory, and to import a module runs it",
+                f"If you trust {statement.module}, give --gin_file=F with a file F that imports it, "
+                "or --module if it registers the tasks",
+            )
+
+
+def _check_references(path: str, before: dict[int, object], allowed: frozenset[str]) -> None:
+    """Refuses an untrusted file, just parsed, that reaches through a module into another: @job.dataclasses.sys.exit.
+
+    Args:
+      path: of the file.
+      before: the references of the files before it, by their ids.
+      allowed: modules whose functions it may refer to.
+    """
+    for owner, reference in _all_references():
+        function = reference.configurable.wrapped
+        if id(reference) not in before and function not in (gin.config.macro, gin.config._retrieve_constant):
+            module = getattr(function, "__module__", None)
+            if not _is_of(module, allowed):
+                raise UserError(
+                    f"{path}: {owner} = @{reference.selector} is refused",
+                    f"the file came with a model directory, and that is of the module {module}",
+                    "If you trust it, give --gin_file=F with a file F that imports that module",
+                )
+
+
+def _check_module(path: str, attribute: str) -> None:
+    """Refuses an untrusted file that names as the module of tasks one that lies in its own folder."""
+    for bindings in _bindings_of(attribute):
+        holder, name = _held(bindings, "mixture_or_task_module")
+        module, folder = holder.get(name), Path(path).resolve().parent
+        if isinstance(module, str) and any(place.is_relative_to(folder) for place in paths.of_module(module)):
+            raise UserError(
+                f"{path}: MIXTURE_OR_TASK_MODULE={module} is refused",
+                "the module lies in that model directory, and to import a module runs it",
+                f"If you trust it, give --gin.MIXTURE_OR_TASK_MODULE={module}",
+            )
+
+
+def _bindings_of(attribute: str) -> list[dict]:
+    """What the parsed files bind to parameters of the function or class that a verb asks for."""
+    return [b for (_, selector), b in gin.config._CONFIG.items() if selector.split(".")[-1] == attribute]
+
+
+def _held(bindings: dict, name: str) -> tuple[dict, str]:
+    """Where the value of a binding stands: at the end of the macros that it refers to."""
+    passed: set[str] = set()
+    while _is_macro(value := bindings.get(name)) and (macro := "/".join(value.scopes)) not in passed:
+        passed.add(macro)
+        bindings, name = gin.config._CONFIG.get((macro, "gin.macro"), {}), "value"
+    return bindings, name
+
+
+# Parameters that name files, and what makes them mean the same from any working directory.
+_PATHS = {
+    "model_dir": paths.absolute,
+    "data_glob": paths.absolute_globs,
+    "validation_glob": paths.absolute_globs,
+    "data_dir": paths.absolute,
+    "task_cache_dir": paths.absolute,
+    "vocabulary": paths.absolute_vocabulary,
+    "initial_checkpoint": paths.absolute,
+}
+
+
+def _make_paths_absolute(attribute: str) -> None:
+    for bindings in _bindings_of(attribute):
+        for parameter, absolute in _PATHS.items():
+            holder, name = _held(bindings, parameter)
+            # What is no text, or empty, is refused by what it is bound to.
+            if isinstance(value := holder.get(name), str) and value:
+                holder[name] = absolute(value)
+
+
 def load(
     files: Sequence[str],
     bindings: Sequence[str] = (),
     configured: str = "t5x_lite.job.Job",
     optional: Iterable[str] = (),
+    untrusted: Collection[str] = (),
 ) -> Callable:
     """Parses gin files, then command-line bindings, and returns `configured` with its bindings applied.
+
+    Local paths are made absolute, so that the configuration means the same from any working directory.
+
+    An untrusted file may import only optax and the parts of t5x_lite that shipped files import, and what the other
+    files import or the binding of MIXTURE_OR_TASK_MODULE (--module) names; it may refer only to what is defined
+    there. The module of tasks that such a file itself names may be any that Python finds, for evaluating a task of
+    the user's own needs no more than the model directory, and what lies elsewhere on the user's path is the user's;
+    but none that lies in the folder of the file.
 
     Args:
       files: paths, or names under the gin root, in order: later ones win.
       bindings: `NAME=value` as given after `--gin.`; text needs no quotes.
       configured: dotted name of the function or class to return.
       optional: macros that may stay unset; they read as None.
+      untrusted: those of `files` that others may have written.
 
     Returns:
       The configured callable.
 
     Raises:
-      UserError: a file is missing or unreadable, a macro is misspelt or unset.
+      UserError: a file is missing or unreadable, a macro is misspelt or unset, or an untrusted file is not harmless.
     """
     if not files:
         raise UserError(
@@ -270,25 +432,38 @@ def load(
             "--gin_file=models/t5_1_1_small.gin --gin_file=runs/pretrain.gin",
         )
     gin.clear_config()
-    gin.config._FILE_READERS[:] = [(_open_included, lambda path: True)]
-    # User modules that a gin file imports may lie in the working directory.
+    gin.config._FILE_READERS[:] = [(lambda name: open(_included(name), encoding="utf-8"), lambda name: True)]
+    # Modules of the user's own may lie in the working directory; last, they take the place of no others.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     statements = [_binding(b) for b in bindings]
+    given = dict(s.split(" = ", 1) for s in statements)
+    own_module = given.get("MIXTURE_OR_TASK_MODULE", "").strip("'\"")
+    found = [find(name) for name in files]
+    suspects = [path for name, path in zip(files, found) if name in untrusted]
+    allowed = _may_import([path for path in found if path not in suspects], own_module)
+    module, _, attribute = configured.rpartition(".")
     ever_used: set[str] = set()
     with gin.unlock_config():
-        for name in files:
-            path = find(name)
-            with open(path, encoding="utf-8") as file:
-                _parse(file, path)
+        for path in found:
+            before = {id(reference): reference for _, reference in _all_references()}
+            if path in suspects:
+                _check_imports(path, allowed)
+            with _explaining(path), open(path, encoding="utf-8") as file:
+                gin.parse_config(file)
+            if path in suspects:
+                _check_references(path, before, allowed)
             ever_used.update(_references())
-        module, _, attribute = configured.rpartition(".")
-        given = [s.split(" = ")[0] for s in statements]
         for statement in statements:
-            _parse(statement, f"--gin.{statement.replace(' = ', '=', 1)}")
+            with _explaining(f"--gin.{statement.replace(' = ', '=', 1)}"):
+                gin.parse_config(statement)
             ever_used.update(_references())
         _check_run(attribute)
         _check_macros([n for n in given if "." not in n and "/" not in n], ever_used, frozenset(optional))
+        _forget_unread()
+        for path in suspects if not own_module else ():
+            _check_module(path, attribute)
+        _make_paths_absolute(attribute)
     return gin.get_configurable(getattr(__import__(module, fromlist=[attribute]), attribute))
 
 

@@ -6,12 +6,19 @@ the exact flag or gin name to change. A `RunError` is a failure of the run itsel
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 def _sentences(first: str, *rest: str) -> str:
-    rest = (part.strip() for part in rest)
-    return " ".join(part.rstrip(".") + "." for part in (first.strip(), *(r[:1].upper() + r[1:] for r in rest)))
+    return " ".join(part.strip().rstrip(".") + "." for part in (first, *map(_capitalised, rest)))
+
+
+def _capitalised(part: str) -> str:
+    """A part that begins like a sentence, but for a flag, a name or a path, which stays as it is to be written."""
+    part = part.strip()
+    word = part.partition(" ")[0].rstrip(".,:;")
+    return part if word.startswith("-") or re.search("[._/=]", word) else part[:1].upper() + part[1:]
 
 
 class UserError(Exception):
@@ -51,8 +58,11 @@ class RunError(Exception):
         super().__init__(_sentences(what, safe, go_on))
 
 
-class Preempted(Exception):
-    """The run was asked to stop (SIGTERM), has saved, and is not done. The exit status is 75 (EX_TEMPFAIL)."""
+class Preempted(BaseException):
+    """The run was asked to stop (SIGTERM), has saved, and is not done. The exit status is 75 (EX_TEMPFAIL).
+
+    Like KeyboardInterrupt it comes out of a signal wherever that arrives, and is no error of what it interrupts.
+    """
 
     exit_code = 75
 

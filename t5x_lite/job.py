@@ -26,7 +26,7 @@ class Job:
     """One experiment.
 
     Args:
-      model: the architecture.
+      model: the architecture, with the `dropout_rate` below where one is given.
       partition: mesh and axis rules.
       optimizer: an optax transformation without its learning rate; it sees each layer's parameters alone.
       learning_rate: step -> learning rate, which multiplies the optimizer's updates.
@@ -39,6 +39,7 @@ class Job:
       data_shards: independent streams that the data is cut into, each with its own seed and position.
         Any number of hosts that divides it sees the same batches (DATA_SHARDS).
       use_cached_tasks: read tasks from seqio's offline cache (USE_CACHED_TASKS).
+      task_cache_dir: folder of that cache, beside those that a task module adds itself (TASK_CACHE_DIR).
       pack: put several short examples into one row (PACK).
       batch_size: rows of the global batch (BATCH_SIZE).
       microbatches: parts that the batch is processed in, one after the other (MICROBATCHES).
@@ -48,6 +49,7 @@ class Job:
         from (INITIAL_CHECKPOINT_PATH); its step goes on counting.
       initial_optimizer_state: take the optimizer's state from there too, where it has one.
       seed: of parameters, dropout and data order (RANDOM_SEED).
+      dropout_rate: takes the place of the architecture's; None: leaves it (DROPOUT_RATE).
       z_loss: weight of the squared log-normaliser of the softmax.
       label_smoothing: probability mass spread over the other tokens.
       loss_normalizing_factor: divisor of the summed loss; None: the number of target tokens
@@ -73,12 +75,14 @@ class Job:
     data_dir: str | None = None
     data_shards: int = 4
     use_cached_tasks: bool = False
+    task_cache_dir: str | None = None
     pack: bool = True
     batch_size: int = 128
     microbatches: int = 1
     initial_checkpoint: str | None = None
     initial_optimizer_state: bool = True
     seed: int = 0
+    dropout_rate: dataclasses.InitVar[float | None] = None
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_normalizing_factor: float | None = None
@@ -89,7 +93,7 @@ class Job:
     eval_batches: int = 20
     max_nonfinite_steps: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self, dropout_rate: float | None):
         for name, macro, kind, example in (
             ("model", "MODEL", Architecture, "--gin_file=models/t5_1_1_small.gin"),
             ("partition", "PARTITION", Partition, "--gin_file=partition/data.gin"),
@@ -102,6 +106,8 @@ class Job:
                     f"it must be {_ARTICLES[macro]}, which a gin file makes",
                     f"use for example {example}, or --gin.{macro}=@module.function()",
                 )
+        if dropout_rate is not None:
+            object.__setattr__(self, "model", dataclasses.replace(self.model, dropout_rate=dropout_rate))
         for name in ("batch_size", "microbatches", "data_shards", "log_period", "eval_batches", "max_nonfinite_steps"):
             _whole(name.upper(), getattr(self, name), least=1)
         _whole("SAVE_PERIOD", self.save_period, least=0)
@@ -153,6 +159,7 @@ _TEXTS = {
     "data_glob": "DATA_GLOB",
     "validation_glob": "VALIDATION_GLOB",
     "data_dir": "DATA_DIR",
+    "task_cache_dir": "TASK_CACHE_DIR",
     "model_dir": "MODEL_DIR",
     "initial_checkpoint": "INITIAL_CHECKPOINT_PATH",
 }

@@ -9,6 +9,7 @@ MODEL_DIR/DONE               once TRAIN_STEPS is committed
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from etils import epath
 from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.job import NOT_TRAINING, Job
+from t5x_lite.output import is_remote
 from t5x_lite.parallel import start
 from t5x_lite.parallel.partition import batch_divisor
 from t5x_lite.program import Program, lay_out
@@ -70,8 +72,7 @@ def restored(reference: str, gin_files: Sequence[str], bindings: Sequence[str]) 
       UserError: no model directory, no configuration in it, or parameters of another shape.
     """
     start.compilation_cache()
-    directory, step = checkpoint.find(reference)
-    job = read_job(directory, ["partition/data.gin", *gin_files], bindings)
+    directory, step, job = open_job(reference, gin_files, bindings)
     with jax.set_mesh(job.partition.build()) as _:
         mesh = jax.sharding.get_mesh()
         program = lay_out(job, mesh)
@@ -80,11 +81,24 @@ def restored(reference: str, gin_files: Sequence[str], bindings: Sequence[str]) 
         yield Restored(job, directory, step, program, params)
 
 
+def open_job(reference: str, gin_files: Sequence[str], bindings: Sequence[str]) -> tuple[epath.Path, int, Job]:
+    """The model directory, the step and the job that `restored` means by the same arguments; reads no parameters.
+
+    Raises:
+      UserError: no model directory, or no configuration in it.
+    """
+    directory, step = checkpoint.find(reference)
+    return directory, step, read_job(directory, ["partition/data.gin", *gin_files], bindings)
+
+
 def read_job(directory: epath.Path, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> Job:
     """The job of a model directory, with overrides.
 
+    The directory's copy of the vocabulary stands for the one that its config.gin names, which may be gone or
+    changed; an override that names another one wins.
+
     Raises:
-      UserError: there is no config.gin.
+      UserError: there is no config.gin, or it would run code that is not of this package (see `config.load`).
     """
     path = directory / CONFIG
     if not path.exists():
@@ -93,7 +107,23 @@ def read_job(directory: epath.Path, gin_files: Sequence[str] = (), bindings: Seq
             "a model directory is described by its own configuration",
             "give the MODEL_DIR of a training run, or make one with t5x_lite convert",
         )
-    job: Job = config.build(config.load([str(path), *gin_files], bindings, optional=NOT_TRAINING))
-    if not any(b.partition("=")[0].strip() == "VOCABULARY" for b in bindings) and (directory / VOCABULARY).exists():
-        job = dataclasses.replace(job, vocabulary=str(directory / VOCABULARY))
+
+    with _local(path) as own:
+        job = config.build(config.load([own, *gin_files], bindings, optional=NOT_TRAINING, untrusted=[own]))
+        trained = config.build(config.load([own], optional=NOT_TRAINING))  # found harmless by now
+    copy = directory / VOCABULARY
+    if job.vocabulary == trained.vocabulary and copy.exists():
+        job = dataclasses.replace(job, vocabulary=str(copy))
     return job
+
+
+@contextlib.contextmanager
+def _local(path: epath.Path) -> Iterator[str]:
+    """The path of a file, or of its copy on this machine: gin reads no other."""
+    if not is_remote(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = epath.Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield str(copy)

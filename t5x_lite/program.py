@@ -69,14 +69,23 @@ def abstract_batch(job: Job, program: Program) -> dict[str, jax.ShapeDtypeStruct
     """Shapes and shardings of the global batch, from the feature lengths alone.
 
     Raises:
-      UserError: the batch does not divide over the mesh and the microbatches.
+      UserError: the batch does not divide over the mesh, the microbatches and the data shards.
     """
     parts = partition.batch_divisor(program.mesh, program.rules)
-    batches.check_batch(job.batch_size, job.microbatches, parts)
+    batches.check_batch(job.batch_size, job.data_shards, job.microbatches, parts)
     return {
         name: jax.ShapeDtypeStruct((job.batch_size, length), dtype, sharding=program.batch_sharding)
         for name, (length, dtype) in packing.feature_types(job.feature_lengths, job.pack).items()
     }
+
+
+# XLA gives the reductions of a CPU program to YNNPACK, whose sums over leading dimensions, as in the gradient of the
+# relative position biases, take ten times as long as its own (https://github.com/jax-ml/jax/issues/37465).
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
+    return _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def init_params(job: Job, program: Program) -> Callable[[jax.Array], dict]:
@@ -96,7 +105,7 @@ def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict,
     function = step.make_train_step(
         loss_fn, program.tx, job.learning_rate, job.seed, job.microbatches, job.loss_normalizing_factor
     )
-    return jax.jit(function, donate_argnums=0)
+    return jax.jit(function, donate_argnums=0, compiler_options=_compiler_options(program.mesh))
 
 
 def eval_step(program: Program) -> Callable[[dict, dict], dict]:

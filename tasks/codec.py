@@ -1,6 +1,7 @@
 """Text to ids and back without TensorFlow, as seqio's vocabularies do it, for verbs that read no seqio task."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 
 from t5x_lite.tasks import vocabulary
@@ -12,7 +13,7 @@ class Codec:
 
     Args:
       encode: text -> ids, without an end token; sentinels are written <extra_id_0>, ...
-      decode: ids -> text; padding is dropped.
+      decode: ids -> text, sentinels as <extra_id_0>, ...; padding is dropped.
       eos_id: the end token.
     """
 
@@ -31,13 +32,43 @@ def load(name: str | None) -> Codec:
 
 
 def _byte_codec() -> Codec:
+    """Bytes with the sentinels of span corruption, which are the last bytes: <extra_id_k> is the byte 255 - k.
+
+    The first 11 occur in no UTF-8. The bytes of the others do, so that they are told by their place: they begin no
+    whole character, and come next after the sentinel before. Other bytes that are no UTF-8 are dropped.
+    """
     special = 3  # padding, end and unknown come before the 256 bytes (ByT5)
 
-    def decode(ids: Iterable[int]) -> str:
-        data = bytes(i - special for i in ids if special <= i < special + 256)
-        return data.decode("utf-8", errors="ignore")
+    def encode(text: str) -> list[int]:
+        # Text and numbers of sentinels in turn.
+        parts = _SENTINEL.split(text)
+        coded = [part.encode("utf-8") if k % 2 == 0 else [255 - int(part)] for k, part in enumerate(parts)]
+        return [byte + special for part in coded for byte in part]
 
-    return Codec(lambda text: [byte + special for byte in text.encode("utf-8")], decode, eos_id=1)
+    def decode(ids: Iterable[int]) -> str:
+        last = -1
+
+        def named(stray: re.Match) -> str:
+            nonlocal last
+            number = _STRAY_255 - ord(stray[0])
+            if number >= _FIRST_IN_TEXT and number != last + 1:
+                return ""
+            last = number
+            return f"<extra_id_{number}>"
+
+        data = bytes(i - special for i in ids if special <= i < special + 256)
+        return re.sub("[\udc80-\udcff]", named, data.decode("utf-8", errors="surrogateescape"))
+
+    return Codec(encode, decode, eos_id=1)
+
+
+_SENTINEL = re.compile(r"<extra_id_(0|[1-9]\d?)>")
+
+# Python decodes the byte 255 to this, and those below to what is below, where they are no UTF-8.
+_STRAY_255 = 0xDCFF
+
+# Sentinels from here on are bytes that may be part of a text: UTF-8 goes up to the byte 244.
+_FIRST_IN_TEXT = 11
 
 
 def _sentencepiece_codec(name: str | None) -> Codec:

@@ -17,7 +17,6 @@ import importlib.util
 import inspect
 import io
 import json
-import os
 import platform
 import re
 import sys
@@ -26,6 +25,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from t5x_lite import cache
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import vocabulary
 
@@ -140,10 +140,9 @@ def build(directory: Path) -> None:
 
 def folder() -> Path:
     """Where the corpus of the installed versions is kept: in T5X_LITE_CACHE, by default ~/.cache/t5x_lite."""
-    cache = Path(os.environ.get("T5X_LITE_CACHE") or Path.home() / ".cache" / "t5x_lite")
     versions = {distribution: _version(distribution) for distribution in sorted(_PACKAGES.values())}
     recipe = json.dumps([_RECIPE, VOCABULARY_SIZE, platform.python_version(), versions])
-    return cache / f"demo-{hashlib.md5(recipe.encode()).hexdigest()[:12]}"
+    return cache.folder() / f"demo-{hashlib.md5(recipe.encode()).hexdigest()[:12]}"
 
 
 def _version(distribution: str) -> str | None:

@@ -11,6 +11,7 @@ All but Parquet may end in .gz, and any may carry a shard number before that.
 TensorFlow is loaded only to read TFRecord files and remote paths.
 """
 
+import functools
 import glob as globbing
 import gzip
 import itertools
@@ -170,12 +171,15 @@ def plain(message: str) -> str:
     return re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", "", message).strip()
 
 
+@functools.cache
 def check_gzip(path: str) -> None:
-    """Raises ValueError where a compressed file is damaged or breaks off."""
+    """Raises ValueError where a compressed file is damaged or breaks off. A file that passed is not read again."""
     with open_file(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
         try:
             while unpacked.read(1 << 20):
                 pass
+            if not file.tell():
+                raise EOFError("it has no bytes at all, not even those of an empty compressed file")
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(str(error)) from None
 
@@ -230,6 +234,8 @@ def records(path: str) -> Iterator[bytes]:
                 yield from tf.data.TFRecordDataset(path, "GZIP" if zipped else "").as_numpy_iterator()
             except tf.errors.DataLossError as error:
                 raise ValueError(plain(error.message)) from None
+            if zipped:
+                check_gzip(path)
         elif kind == "parquet":
             for group in range(parquet_groups(path)):
                 yield from parquet_group(path, group)

@@ -17,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from t5x_lite.errors import UserError
+from t5x_lite.tasks.vocabulary import SENTINELS
 
 # Tokens of a document that are used in one epoch: a segment of this size, drawn at random, of longer ones.
 LONGEST_DOCUMENT = 65_536
@@ -28,7 +29,7 @@ _SEGMENTS_AT_ONCE = 64
 
 
 def _counts(tokens: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """(noise tokens, noise spans) in a segment, rounded half to even as T5 does."""
+    """(noise tokens, noise spans) that lengths are reckoned with, rounded half to even in double precision."""
     noise = round(tokens * noise_density)
     return noise, round(noise / mean_span)
 
@@ -102,11 +103,13 @@ def span_corruption(
         )
     vocabulary = output_features["targets"].vocabulary
     spans = _counts(tokens_length, noise_density, mean_span)[1]
-    # A vocabulary of bytes has no extra ids: ByT5 takes its last bytes, which occur in no text, as sentinels.
-    if 0 < vocabulary.extra_ids < spans:
+    # A vocabulary without extra ids has T5's 100 sentinels among its own: pieces made for that or, as in ByT5, the last
+    # bytes, of which 11 occur in no text. Beyond 128 they would be the letters.
+    sentinels = vocabulary.extra_ids or SENTINELS
+    if sentinels < spans:
         raise UserError(
             f"TASK_FEATURE_LENGTHS gives the inputs {inputs_length} tokens",
-            f"their {spans} spans need a sentinel each, and the vocabulary has {vocabulary.extra_ids}",
+            f"their {spans} spans need a sentinel each, and the vocabulary has {sentinels}",
             "Shorten the inputs in --gin.TASK_FEATURE_LENGTHS, or use a task with a larger mean_span",
         )
     dataset = segments(dataset, tokens_length)
@@ -181,9 +184,8 @@ _NO_SPAN = 1 << 20
 def span_numbers(lengths: tf.Tensor, noise_density: float, mean_span: float, seeds) -> tf.Tensor:
     """Draws alternating spans for a batch of segments: even ones are kept, odd ones are noise.
 
-    Every segment has exactly round(n * noise_density) noise tokens, at least one and not all, in
-    round(noise / mean_span) spans, at least one, separated by at least one kept token. It starts with a kept span and
-    ends with noise. All ways to divide noise and text into spans are equally likely.
+    Every segment has as many noise tokens and spans as `noise_counts` says, separated by at least one kept token. It
+    starts with a kept span and ends with noise. All ways to divide noise and text into spans are equally likely.
 
     Args:
       lengths: [rows] int64, tokens of each segment.
@@ -194,14 +196,9 @@ def span_numbers(lengths: tf.Tensor, noise_density: float, mean_span: float, see
     """
     # A segment of one token is kept whole: it is the first of two.
     total = tf.maximum(lengths, 2)
-
-    # In double precision, as the lengths above are counted: in single, 0.15 * 190 rounds up, not to even.
-    def rounded(x):
-        return tf.cast(tf.round(x), tf.int64)
-
-    noise = tf.clip_by_value(rounded(tf.cast(total, tf.float64) * noise_density), 1, total - 1)
-    spans = tf.maximum(rounded(tf.cast(noise, tf.float64) / mean_span), 1)
-    spans = tf.minimum(spans, tf.minimum(noise, total - noise))
+    noise, spans = noise_counts(total, noise_density, mean_span)
+    # Where there are fewer kept tokens than spans to separate, T5 fails.
+    spans = tf.minimum(spans, total - noise)
     kept_lengths = _random_segmentation(total - noise, spans, seeds[0])
     noise_lengths = _random_segmentation(noise, spans, seeds[1])
     interleaved = tf.reshape(tf.stack([kept_lengths, noise_lengths], axis=2), [tf.shape(lengths)[0], -1])
@@ -209,6 +206,28 @@ def span_numbers(lengths: tf.Tensor, noise_density: float, mean_span: float, see
     position = tf.range(tf.reduce_max(lengths))
     number = tf.searchsorted(ends, tf.tile(position[None], [tf.shape(lengths)[0], 1]), side="right")
     return tf.where(position < lengths[:, None], number, _NO_SPAN)
+
+
+def noise_counts(lengths: tf.Tensor, noise_density: float, mean_span: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """round(n * noise_density) noise tokens, at least one and not all, in round(noise / mean_span) spans, at least one.
+
+    As in T5, halves are rounded to even in single precision, other than where `span_corruption_lengths` reckons: of 190
+    tokens 15% are 28 there and 29 here. Full segments of such a length make targets that are one or two tokens longer
+    than reckoned, and are trimmed.
+
+    Args:
+      lengths: [rows] int64, at least 2.
+
+    Returns:
+      (noise tokens, spans): [rows] int64 each.
+    """
+
+    def rounded(x):
+        return tf.cast(tf.round(x), tf.int64)
+
+    noise = tf.clip_by_value(rounded(tf.cast(lengths, tf.float32) * noise_density), 1, lengths - 1)
+    spans = tf.maximum(rounded(tf.cast(noise, tf.float32) / mean_span), 1)
+    return noise, spans
 
 
 def _random_segmentation(items: tf.Tensor, parts: tf.Tensor, seed) -> tf.Tensor:

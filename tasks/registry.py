@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 
 import seqio
 
@@ -21,19 +20,22 @@ def prepare(
     validation_glob: str | None = None,
     data_dir: str | None = None,
     use_cached: bool = False,
+    cache_dir: str | None = None,
 ) -> seqio.Task | seqio.Mixture:
     """Registers the shipped tasks and those of `module`, and returns the one called `name`.
 
     Args:
       name: of a task or mixture (MIXTURE_OR_TASK_NAME).
-      module: Python module that registers more of them, found from the working directory too (MIXTURE_OR_TASK_MODULE).
+      module: Python module that registers more of them, on Python's path (MIXTURE_OR_TASK_MODULE).
       vocabulary: see vocabulary.py (VOCABULARY).
       data_glob, validation_glob: files of the `text_*` tasks (DATA_GLOB, VALIDATION_GLOB).
       data_dir: TFDS folder (DATA_DIR).
-      use_cached: a task that seqio has cached needs no TFDS data (USE_CACHED_TASKS).
+      use_cached: read what seqio has cached; a task without a place for a cache among its preprocessors is read
+        from its source all the same (USE_CACHED_TASKS).
+      cache_dir: folder of such caches, beside those that `module` gives to seqio itself (TASK_CACHE_DIR).
 
     Raises:
-      UserError: the module cannot be imported, the name is unknown, or TFDS data is not there.
+      UserError: the module cannot be imported, the name is unknown, or a cache or TFDS data is not there.
     """
     bind_vocabulary(vocabulary)
     sources.bind(data_glob, validation_glob, data_dir)
@@ -41,6 +43,8 @@ def prepare(
         importlib.import_module(shipped)
     if module:
         _import(module)
+    if cache_dir is not None:
+        seqio.add_global_cache_dirs([cache_dir])
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         raise UserError(
@@ -50,14 +54,13 @@ def prepare(
         )
     provider = seqio.get_mixture_or_task(name)
     for task in seqio.get_subtasks(provider):
+        _check_cache(task, use_cached)
         if isinstance(task.source, seqio.TfdsDataSource) and not (use_cached and task.cache_dir):
             _check_tfds(task, data_dir)
     return provider
 
 
 def _import(module: str) -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -67,6 +70,23 @@ def _import(module: str) -> None:
             f"{type(error).__name__}: {error}",
             f"Correct --gin.MIXTURE_OR_TASK_MODULE or the module; it is looked for in {os.getcwd()} too",
         ) from error
+
+
+def _check_cache(task: seqio.Task, use_cached: bool) -> None:
+    """Refuses a task whose cache is asked for and not there, or the other way round."""
+    if use_cached and task.supports_caching and not task.cache_dir:
+        searched = ", ".join(seqio.get_global_cache_dirs())
+        raise UserError(
+            f"USE_CACHED_TASKS=True, but {task.name} is not cached",
+            f"no complete cache of it is in {searched}" if searched else "seqio knows no folder of caches",
+            "Set --gin.TASK_CACHE_DIR to the folder that holds it, or --gin.USE_CACHED_TASKS=False to read its source",
+        )
+    if task.requires_caching and not use_cached:
+        raise UserError(
+            f"USE_CACHED_TASKS=False, but {task.name} is read from a cache only",
+            "its source is not meant to be read while training",
+            "Set --gin.USE_CACHED_TASKS=True",
+        )
 
 
 def _check_tfds(task: seqio.Task, data_dir: str | None) -> None:

@@ -119,8 +119,26 @@ def _shares(paths: list[str], shards: int, index: int) -> tuple:
 
 def _numbered(kind: str, path, compression, stride, offset) -> tf.data.Dataset:
     """(path, number from 1, raw record) of the records of one file that belong to this shard."""
-    records = _READERS[kind](path, compression).enumerate(1).shard(stride, offset)
+    records = _whole(_READERS[kind](path, compression), path, compression).enumerate(1).shard(stride, offset)
     return tf.data.Dataset.zip(tf.data.Dataset.from_tensors(path).repeat(), records).map(lambda p, nr: (p, *nr))
+
+
+def _whole(records: tf.data.Dataset, path, compression) -> tf.data.Dataset:
+    """The records of a file, which is checked where they end: TensorFlow takes one that breaks off for one that ends.
+
+    Every shard that reads some of the records reads up to their end, and the first one there checks.
+    """
+
+    def check(name, compression):
+        if compression:
+            with _blamed(documents.bad_file, name):
+                documents.check_gzip(name.decode())
+        return np.array([], object)
+
+    def nothing(_):
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(_python(check, [path, compression]), [None]))
+
+    return records.concatenate(tf.data.Dataset.range(1).flat_map(nothing))
 
 
 def _python(function: Callable, arguments: list, dtypes=tf.string):
@@ -140,19 +158,12 @@ def _text_records(path, compression) -> tf.data.Dataset:
             found, pending = documents.split_text(lines, pending)
         return pending, np.array(found, object)
 
-    def end(name, compression):
-        # TensorFlow takes a compressed file that breaks off for one that ends.
-        if compression:
-            with _blamed(documents.bad_file, name):
-                documents.check_gzip(name.decode())
-        return np.array([b""], object)
-
     def step(pending, lines):
         pending, found = _python(split, [path, pending, lines], [tf.string, tf.string])
         return tf.ensure_shape(pending, []), tf.ensure_shape(found, [None])
 
     lines = tf.data.TextLineDataset(path, compression).batch(512)
-    closing = tf.data.Dataset.range(1).map(lambda _: tf.ensure_shape(_python(end, [path, compression]), [None]))
+    closing = tf.data.Dataset.from_tensors([""])
     return lines.concatenate(closing).scan("", step).flat_map(tf.data.Dataset.from_tensor_slices)
 
 

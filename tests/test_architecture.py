@@ -21,24 +21,40 @@ PARTS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite.tasks", "tpu": "t5x_lite.tpu
 MAY_IMPORT = {
     "data": {"errors"},
     "model": {"errors", "parallel"},
-    "parallel": {"errors"},
+    "parallel": {"errors", "cache"},
     "train": {"errors", "data", "parallel"},
     "interop": {"errors", "model", "parallel"},
-    "tasks": {"errors"},
+    "tasks": {"errors", "cache"},
     "tpu": {"errors"},
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "paths"},
+    "paths": set(),
+    "cache": set(),
     "job": {"errors", "model", "parallel"},
+    "task": {"errors", "job", "tasks"},
+    "output": {"errors", "train"},
+    "validation": {"job", "program", "task_metrics", "data", "train"},
+    "task_metrics": {"errors", "job", "program", "output", "data", "train"},
     "program": {"errors", "job", "model", "parallel", "data", "train"},
-    "model_dir": {"errors", "config", "job", "program", "parallel", "train"},
+    "model_dir": {"errors", "config", "job", "program", "output", "parallel", "train"},
     "cli": {"errors"},
     "verbs": {
-        "errors", "config", "job", "program", "model_dir",
+        "errors", "config", "job", "program", "output", "task_metrics", "model_dir", "task", "validation",
         "data", "model", "parallel", "train", "interop", "tasks", "tpu",
     },
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
+
+# The verbs that are made of others, and the verbs that fill several modules.
+COMPOSED = {
+    "demo": {"train", "infer", "report"},
+    "train": {"dry_run"},
+    "report": {"report_chart"},
+    "bench_train": {"bench", "bench_huggingface"},
+    "bench_huggingface": {"bench_train"},
+    "bench_startup": {"bench"},
+}
 
 # Libraries that a part does without, so that it can be read and used alone. `gin` has its own test.
 WITHOUT = {
@@ -126,6 +142,15 @@ def test_nothing_but_verbs_imports_a_verb_and_cli_names_them_all():
     assert {part(name) for name in importers} <= {"verbs"}
     verbs = {p.get_default("verb") for p in _subparsers(cli.parser())}
     assert {f"t5x_lite.verbs.{verb}" for verb in verbs} <= set(MODULES)
+
+
+def test_a_verb_is_made_of_other_verbs_only_where_it_is_known():
+    composed = {}
+    for name, path in MODULES.items():
+        others = {i.split(".")[2] for i, _ in package_imports(path) if part(i) == "verbs" and i.count(".") > 1}
+        if part(name) == "verbs" and (others := others - {name.split(".")[2]}):
+            composed[name.split(".")[2]] = others
+    assert composed == COMPOSED
 
 
 def _subparsers(parser):

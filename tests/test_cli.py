@@ -33,10 +33,19 @@ WRONG = {
     "vocab train --input=no/such* --output=b": r"--input=no/such\* matches no file\. .* Correct --input\.",
     "train": r"no --gin_file is given\. .*--gin_file=examples/demo\.gin.*--gin_file=runs/pretrain\.gin",
     "config --gin_file=examples/demo.gin --gin.BATCH_SIZE": r"--gin\.BATCH_SIZE has no value\. .*--gin\.BATCH_SIZE=",
-    "config --gin_file=examples/demo.gin --gin.BATCH_SIZE --module=m": r"--gin\.BATCH_SIZE has no value\.",
+    "config --gin_file=examples/demo.gin --gin.BATCH_SIZE --gin_file=m": r"--gin\.BATCH_SIZE has no value\.",
     "config --gin_file=examples/demo.gin --gin.BATCH_SIZE=": r"--gin\.BATCH_SIZE= gives no value\.",
     "config --gin_file=examples/demo.gin --gin.=3": r"--gin\.=3 is no binding\. .*NAME=value",
     "train --gin_file=examples/demo.gin --topology=v5e:4x4": r"--topology=v5e:4x4 is given without --dry_run\.",
+    # Only verbs that read tasks take a module of tasks.
+    "infer --checkpoint=m --text=a --module=m": r"unknown flag --module=m\.",
+    "score --checkpoint=m --input=a --module=m": r"unknown flag --module=m\.",
+    "config --gin_file=examples/demo.gin --module=m": r"unknown flag --module=m\.",
+    "convert --from=hf --input=gs://b/m --output=m": r"--input=gs://b/m is not on this machine\. .*path with --input",
+    "convert --from=hf --input=m --output=gs://b/m": r"--output=gs://b/m is not on this machine\. .*path with --output",
+    "vocab train --input=a --output=gs://b/v.model": r"--output=gs://b/v\.model is not on this machine\.",
+    "vocab train --input=a --output=/proc/v.model": r"--output=/proc cannot be written\.",
+    "demo --output=gs://b/demo": r"--output=gs://b/demo is not on this machine\.",
 }
 
 
@@ -49,6 +58,31 @@ def test_a_wrong_command_line_is_answered_in_one_line(line, capsys, tmp_path, mo
     assert err.startswith("t5x_lite: error: ") and err.count("\n") == 1
     assert re.search(WRONG[line], err), err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_directory_is_found_behind_an_equals_sign(monkeypatch):
+    """A shell leaves --x=~/y as it is."""
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {
+        "train": "--gin_file",
+        "eval --checkpoint=m": "--output_dir",
+        "eval": "--checkpoint",
+        "infer --checkpoint=m": "--input",
+        "infer --checkpoint=m --text=a": "--output",
+        "score --checkpoint=m": "--input",
+        "score --checkpoint=m --input=a": "--output",
+        "convert --from=hf --output=o": "--input",
+        "convert --from=hf --input=i": "--output",
+        "vocab train --output=o": "--input",
+        "vocab train --input=i": "--output",
+        "demo": "--output",
+        "bench train": "--output",
+    }
+    for line, flag in given.items():
+        for path, meant in (("~/m*@8", "/home/me/m*@8"), ("gs://b/~m", "gs://b/~m"), ("a/~b", "a/~b")):
+            args = cli.parser().parse_args([*line.split(), f"{flag}={path}"])
+            assert getattr(args, flag.removeprefix("--")) in (meant, [meant]), line
+    assert cli.parser().parse_args(["report", "~/m"]).model_dir == "/home/me/m"
 
 
 def test_the_traceback_is_shown_when_asked_for(capsys):

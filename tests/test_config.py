@@ -1,13 +1,17 @@
 """gin files: where they are found, that mistakes in them are named, and that what is printed runs again."""
 
+import itertools
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli, config
+from t5x_lite import cli, config, job
+from t5x_lite.errors import UserError
 
-SMALL = ["--gin_file=models/t5_1_1_small.gin", "--gin_file=runs/pretrain.gin"]
+SMALL_FILES = ["models/t5_1_1_small.gin", "runs/pretrain.gin"]
+SMALL = [f"--gin_file={name}" for name in SMALL_FILES]
 RUN = [*SMALL, "--gin.TRAIN_STEPS=10"]
 DYNAMIC = "from __gin__ import dynamic_registration\n"
 
@@ -69,12 +73,12 @@ def test_what_is_printed_runs_again_and_prints_the_same(command, answer, tmp_pat
 @pytest.mark.parametrize("given, read", [
     ("MODEL_DIR=/x/y", "/x/y"),
     ("MODEL_DIR=gs://bucket/a-b@c", "gs://bucket/a-b@c"),
-    ("MODEL_DIR=2024", "2024"),
+    ("MIXTURE_OR_TASK_NAME=2024", "2024"),
     ("MODEL_DIR='/x/y'", "/x/y"),
-    ('MODEL_DIR="it\'s here"', "it's here"),
-    ("MODEL_DIR=it's", "it's"),
+    ('MODEL_DIR="/it\'s here"', "/it's here"),
+    ("MODEL_DIR=/it's", "/it's"),
     ("DATA_GLOB=/c4/en/*.json.gz,/more/[ab]?.txt", "/c4/en/*.json.gz,/more/[ab]?.txt"),
-    ("DATA_GLOB=[ab]*.txt", "[ab]*.txt"),
+    ("MIXTURE_OR_TASK_MODULE=[ab]", "[ab]"),
     ("DATA_GLOB=None", None),
     ("BATCH_SIZE=64", 64),
     ("Z_LOSS=1e-3", 1e-3),
@@ -84,13 +88,81 @@ def test_what_is_printed_runs_again_and_prints_the_same(command, answer, tmp_pat
     ("EVAL_BATCHES=%BATCH_SIZE", 128),
 ])  # fmt: skip
 def test_values_on_the_command_line_need_no_quotes(given, read):
-    job = config.build(config.load([f.partition("=")[2] for f in SMALL], [
+    job = config.build(config.load(SMALL_FILES, [
         "TRAIN_STEPS=10", "MIXTURE_OR_TASK_NAME=t", "VOCABULARY=bytes",
         *([] if given.startswith("MODEL_DIR") else ["MODEL_DIR=m"]), given,
     ]))  # fmt: skip
     name = given.partition("=")[0].rpartition(".")[2].lower()
     name = {"task_feature_lengths": "feature_lengths"}.get(name, name)
     assert (job.model.dtype if name == "dtype" else getattr(job, name)) == read
+
+
+# What is bound -> what it means in the working directory {here}.
+PATHS = [
+    ("MODEL_DIR=runs/../x", "model_dir", "{here}/x"),
+    ("MODEL_DIR=~/x", "model_dir", "{home}/x"),
+    ("MODEL_DIR=2024", "model_dir", "{here}/2024"),
+    ("MODEL_DIR=gs://bucket/x", "model_dir", "gs://bucket/x"),
+    ("DATA_GLOB=a/*.json.gz, ~/[b]?.json,gs://c/**,/d", "data_glob",
+     "{pattern}/a/*.json.gz,{home}/[b]?.json,gs://c/**,/d"),
+    ("VALIDATION_GLOB=[ab]*.txt", "validation_glob", "{pattern}/[ab]*.txt"),
+    ("DATA_DIR=tfds", "data_dir", "{here}/tfds"),
+    ("TASK_CACHE_DIR=~/caches", "task_cache_dir", "{home}/caches"),
+    ("VOCABULARY=spiece.model", "vocabulary", "{here}/spiece.model"),
+    ("VOCABULARY=bytes", "vocabulary", "bytes"),
+    ("VOCABULARY=demo", "vocabulary", "demo"),
+    ("INITIAL_CHECKPOINT_PATH=~/m@3", "initial_checkpoint", "{home}/m@3"),
+    ("INITIAL_CHECKPOINT_PATH=m@latest", "initial_checkpoint", "{here}/m@latest"),
+    ("DATA_GLOB=None", "data_glob", None),
+    ("job.Job.data_dir=tfds", "data_dir", "{here}/tfds"),
+    ("MODEL_DIR=%MIXTURE_OR_TASK_NAME", "model_dir", "{here}/t"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["flag", "file"])
+@pytest.mark.parametrize("given, field, path", PATHS)
+def test_local_paths_become_absolute(given, field, path, how, tmp_path, monkeypatch):
+    here = tmp_path / "a [b]*"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", "/home/t5")
+    name, _, value = given.partition("=")
+    flags = ["TRAIN_STEPS=10", "MIXTURE_OR_TASK_NAME=t", "VOCABULARY=bytes", "MODEL_DIR=m"]
+    flags = [flag for flag in flags if not flag.startswith(f"{name}=")]
+    files = [*SMALL_FILES]
+    if how == "flag":
+        flags.append(given)
+    else:
+        text = value if value == "None" or value.startswith("%") else repr(value)
+        Path("own.gin").write_text(f"{DYNAMIC}from t5x_lite import job\n{name} = {text}\n")
+        files.append("own.gin")
+    job = config.build(config.load(files, flags))
+    pattern = f"{tmp_path}/a [[]b][*]"
+    assert getattr(job, field) == (path and path.format(here=here, home="/home/t5", pattern=pattern))
+    # What is written beside a run means the same elsewhere.
+    (tmp_path / "config.gin").write_text(config.resolved())
+    monkeypatch.chdir(tmp_path)
+    assert getattr(config.build(config.load(["config.gin"])), field) == getattr(job, field)
+
+
+def test_a_glob_finds_the_files_of_a_working_directory_whose_name_looks_like_a_pattern(tmp_path, monkeypatch):
+    from t5x_lite.tasks import documents
+
+    here = tmp_path / "x[1], y*"
+    here.mkdir()
+    (here / "a.txt").touch()
+    monkeypatch.chdir(here)
+    files = [*SMALL_FILES]
+    flags = ["TRAIN_STEPS=1", "MODEL_DIR=m", "VOCABULARY=bytes", "MIXTURE_OR_TASK_NAME=t", "DATA_GLOB=*.txt"]
+    job = config.build(config.load(files, flags))
+    monkeypatch.chdir(tmp_path)
+    assert documents.expand(job.data_glob, "DATA_GLOB") == [str(here / "a.txt")]
+
+
+def test_a_path_that_is_no_text_is_refused_as_before(refusal):
+    assert refusal("config", *RUN, "--gin.MODEL_DIR=%MODEL_DIRECTORY").startswith("MODEL_DIRECTORY is not set.")
+    wrong = ["--gin.MIXTURE_OR_TASK_NAME=t", "--gin.VOCABULARY=bytes", "--gin.job.Job.model_dir=3"]
+    assert refusal("train", "--dry_run", *RUN, *wrong).startswith("MODEL_DIR is 3. It must be a text")
 
 
 def test_a_value_may_be_the_next_word(answer):
@@ -102,6 +174,44 @@ def test_later_files_and_flags_win(answer, tmp_path):
     (tmp_path / "b.gin").write_text("BATCH_SIZE = 16\nSAVE_PERIOD = 16\n")
     printed = answer("config", *RUN, "--gin_file=a.gin", "--gin_file=b.gin", "--gin.SAVE_PERIOD=32")
     assert (macro(printed, "BATCH_SIZE"), macro(printed, "SAVE_PERIOD")) == ("16", "32")
+
+
+@pytest.mark.parametrize("model, own", [("t5_1_0_small", 0.1), ("t5_1_1_small", 0.0)])
+def test_dropout_is_the_runs_before_the_models_in_any_order_of_the_files(model, own):
+    def dropout(run, *bindings):
+        rates = {
+            config.build(config.load(files, [
+                "TRAIN_STEPS=10", "MIXTURE_OR_TASK_NAME=t", "VOCABULARY=bytes", "MODEL_DIR=m",
+                "INITIAL_CHECKPOINT_PATH=i", *bindings,
+            ])).model.dropout_rate
+            for files in itertools.permutations([f"models/{model}.gin", f"runs/{run}.gin"])
+        }  # fmt: skip
+        return rates
+
+    assert dropout("pretrain") == {own}
+    assert dropout("finetune") == {0.1}
+    for run in ("pretrain", "finetune"):
+        assert dropout(run, "DROPOUT_RATE=0.25") == {0.25}
+        assert dropout(run, "DROPOUT_RATE=0") == {0}
+        assert dropout(run, "DROPOUT_RATE=None") == {own}
+
+
+def built(*bindings, files=()):
+    needed = ["MIXTURE_OR_TASK_NAME=t", "VOCABULARY=bytes", "MODEL_DIR=m"]
+    return config.build(config.load([*SMALL_FILES, *files], [*needed, *bindings]))
+
+
+def test_rsqrt_decays_to_the_last_step():
+    rate = built("TRAIN_STEPS=1000", "schedule.rsqrt.linear_decay_steps=100").learning_rate
+    assert [float(rate(step)) for step in (900, 950, 1000)] == pytest.approx([0.01, 0.005, 0.0])
+
+
+def test_the_rate_warms_up_to_rsqrt():
+    warm = built("TRAIN_STEPS=10", files=["optim/adamw_rms.gin", "optim/rsqrt_warmup.gin"]).learning_rate
+    full = built("TRAIN_STEPS=10").learning_rate
+    assert float(warm(0)) == pytest.approx(1e-6) and float(warm(4_999)) == pytest.approx(0.005)
+    for step in (9_999, 40_000):
+        assert float(warm(step)) == float(full(step))
 
 
 def test_a_folder_called_like_ours_does_not_capture_an_include(answer, tmp_path):
@@ -173,13 +283,20 @@ def test_a_mistake_in_a_file_is_named_with_its_line(text, refusal, tmp_path):
     assert re.search(WRONG_FILES[text], said, re.IGNORECASE), said
 
 
+def test_files_that_include_each_other_are_refused(refusal, tmp_path):
+    (tmp_path / "a.gin").write_text("include 'b.gin'\n")
+    (tmp_path / "b.gin").write_text("include 'a.gin'\n")
+    assert refusal("config", *RUN, "--gin_file=a.gin").startswith("a.gin includes itself. Through a.gin and b.gin.")
+
+
 def test_a_file_that_is_no_text_is_refused(refusal, tmp_path):
     (tmp_path / "file.gin").write_bytes(b"\xff\xfe\x00")
     assert refusal("config", *RUN, "--gin_file=file.gin").startswith("file.gin cannot be read. 'utf-8'")
 
 
 @pytest.mark.parametrize("flags, said", {
-    ("config", *SMALL): r"^TRAIN_STEPS is not set\. Job\.train_steps needs it.* Give --gin\.TRAIN_STEPS=",
+    ("config", *SMALL):
+        r"^TRAIN_STEPS is not set\. Job\.train_steps and rsqrt\.total_steps need it, .* Give --gin\.TRAIN_STEPS=",
     ("config", SMALL[1]): r"^MODEL and TRAIN_STEPS are not set\. .*--gin_file=models/.* --gin\.TRAIN_STEPS=",
     ("config", SMALL[0]): r"^the gin files bind no Job\. .*--gin_file=runs/pretrain\.gin",
     ("train", *RUN): r"^MIXTURE_OR_TASK_NAME, MODEL_DIR and VOCABULARY are not set\. ",
@@ -248,6 +365,103 @@ def test_the_bindings_of_one_job_do_not_reach_the_next(answer):
     """In one process, as in a test or a notebook."""
     assert macro(answer("config", *RUN, "--gin.BATCH_SIZE=8"), "BATCH_SIZE") == "8"
     assert macro(answer("config", *RUN), "BATCH_SIZE") == "128"
+
+
+# A line of an untrusted file -> what is said of it.
+HOSTILE = {
+    "import os\nMODEL = @os.system()\nos.system.command = 'touch harmed'":
+        r"config\.gin, line 2: import os is refused\. .* If you trust os, give --gin_file=F .* or --module",
+    "from t5x_lite import config\nMODEL = @config.os.system()\nconfig.os.system.command = 'touch harmed'":
+        r"line 2: from t5x_lite import config is refused",
+    "from t5x_lite.tasks import vocabulary\nMODEL = @vocabulary.write()":
+        r"from t5x_lite\.tasks import vocabulary is refused",
+    "import harm": r"line 2: import harm is refused",
+    "include 'sub.gin'": r"sub\.gin, line 1: import harm is refused",
+    "from t5x_lite import job\nMODEL = @job.dataclasses.sys.exit()":
+        r"config\.gin: MODEL = @job\.dataclasses\.sys\.exit is refused\. .* of the module sys\.",
+    "from t5x_lite import job\nMODEL = @job.dataclasses.builtins.exec()": r"of the module builtins\.",
+    "import t5x_lite.job\nMODEL = {'a': [@t5x_lite.config.gin.parse_config()]}": r"of the module gin\.config\.",
+    "import t5x_lite.job\nMODEL = {@t5x_lite.config.os.system(): 1}": r"of the module (posix|nt)\.",
+    "MIXTURE_OR_TASK_MODULE = 'harm'":
+        r"MIXTURE_OR_TASK_MODULE=harm is refused\. .* give --gin\.MIXTURE_OR_TASK_MODULE=harm",
+    "NAME = 'harm'\nfrom t5x_lite import job\njob.Job.mixture_or_task_module = %NAME":
+        r"MIXTURE_OR_TASK_MODULE=harm is refused",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_untrusted_file_that_runs_what_it_may_not_is_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # not for the next test to find our module
+    Path("harm.py").write_text("open('harmed', 'w').close()")
+    Path("sub.gin").write_text("import harm\n")
+    Path("config.gin").write_text(DYNAMIC + text + "\n")
+    with pytest.raises(UserError, match=HOSTILE[text]):
+        config.load([*SMALL_FILES, "config.gin"], optional=job.NOT_TRAINING, untrusted=["config.gin"])
+    assert "harm" not in sys.modules and not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("module", ["model.harm", "around.model.harm"])
+def test_a_module_of_tasks_in_the_model_directory_is_refused(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "around/model"
+    folder.mkdir(parents=True)
+    (folder / "harm.py").touch()
+    monkeypatch.chdir(tmp_path if module.startswith("around") else tmp_path / "around")
+    files = [*SMALL_FILES, str(folder / "config.gin")]
+    (folder / "config.gin").write_text(f"MIXTURE_OR_TASK_MODULE = '{module}'\n")
+    with pytest.raises(UserError, match=f"MIXTURE_OR_TASK_MODULE={module} is refused"):
+        config.load(files, optional=job.NOT_TRAINING, untrusted=files[-1:])
+    config.load(files, [f"MIXTURE_OR_TASK_MODULE={module}"], optional=job.NOT_TRAINING, untrusted=files[-1:])
+
+
+def test_an_untrusted_file_may_use_what_the_users_files_import(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_rates_of_a_test.py").write_text("def flat(value=1.0):\n    return lambda step: value\n")
+    Path("own.gin").write_text("import own_rates_of_a_test\n")
+    Path("around.gin").write_text("include 'own.gin'\n")
+    (tmp_path / "model").mkdir()
+    config.load(SMALL_FILES, optional=job.NOT_TRAINING)
+    text = config.resolved().replace("LEARNING_RATE = @schedule.rsqrt()", "LEARNING_RATE = @own_rates_of_a_test.flat()")
+    Path("model/config.gin").write_text(
+        text.replace("from t5x_lite import job\n", "import own_rates_of_a_test\nfrom t5x_lite import job\n")
+        + "\nMIXTURE_OR_TASK_MODULE = 'own_rates_of_a_test'\n"
+    )
+    load = lambda *files, flags=(): config.load(  # noqa: E731
+        ["model/config.gin", *files], flags, optional=job.NOT_TRAINING, untrusted=["model/config.gin"]
+    )
+    with pytest.raises(UserError, match="import own_rates_of_a_test is refused"):
+        load()
+    for make in (
+        load("own.gin"), load("around.gin"), load(flags=["MIXTURE_OR_TASK_MODULE=own_rates_of_a_test"]),
+    ):  # fmt: skip
+        assert config.build(make).learning_rate(3) == 1.0
+
+
+def test_what_the_users_files_refer_to_is_not_held_against_an_untrusted_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_import_of_a_test.py").write_text("from functools import lru_cache\n")
+    Path("own.gin").write_text(DYNAMIC + "import own_import_of_a_test\nMODEL = @own_import_of_a_test.lru_cache\n")
+    Path("config.gin").write_text("BATCH_SIZE = 8\n")
+    for files in itertools.permutations(["config.gin", "own.gin"]):
+        config.load([*SMALL_FILES, *files], optional=job.NOT_TRAINING, untrusted=["config.gin"])
+    Path("config.gin").write_text(Path("own.gin").read_text())
+    with pytest.raises(UserError, match="MODEL = @own_import_of_a_test.lru_cache is refused"):
+        config.load([*SMALL_FILES, "own.gin", "config.gin"], optional=job.NOT_TRAINING, untrusted=["config.gin"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_file_is_harmless(name):
+    files = [*SMALL_FILES, name]
+    config.load(files, optional=job.NOT_TRAINING, untrusted=files)
+
+
+def test_the_working_directory_comes_last_on_the_path(answer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    before = list(sys.path)
+    answer("config", *RUN)
+    answer("config", *RUN)
+    assert sys.path == [*before, str(tmp_path)]
 
 
 def test_examples_open_with_their_command():

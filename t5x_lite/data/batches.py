@@ -4,6 +4,8 @@ Row r of the global batch always comes from the same data shard, so the batches
 are the same on any number of hosts that divides the shards.
 """
 
+import contextlib
+import math
 import queue
 import threading
 import time
@@ -22,11 +24,11 @@ Batch = dict[str, jax.Array]
 _AHEAD = 2
 
 
-def owned_shards(shards: int, batch_size: int, process: int, processes: int) -> list[int]:
+def owned_shards(shards: int, process: int, processes: int) -> list[int]:
     """The data shards of one host: whole shards, in order.
 
     Raises:
-      UserError: the shards do not divide over the hosts, or the batch over the shards.
+      UserError: the shards do not divide over the hosts.
     """
     if shards % processes:
         raise UserError(
@@ -34,34 +36,37 @@ def owned_shards(shards: int, batch_size: int, process: int, processes: int) -> 
             "each host owns whole data shards",
             f"set --gin.DATA_SHARDS={processes * max(1, round(shards / processes))}",
         )
-    if batch_size % shards:
-        raise UserError(
-            f"BATCH_SIZE={batch_size} does not divide by DATA_SHARDS={shards}",
-            "each data shard gives the same number of rows to a batch",
-            f"set --gin.BATCH_SIZE={shards * max(1, round(batch_size / shards))} or another --gin.DATA_SHARDS",
-        )
     each = shards // processes
     return list(range(process * each, (process + 1) * each))
 
 
-def check_batch(batch_size: int, microbatches: int, parts: int) -> None:
-    """Refuses a batch that does not divide over the mesh.
+def check_batch(batch_size: int, shards: int, microbatches: int, parts: int) -> None:
+    """Refuses a batch that the data shards cannot fill evenly, or that does not divide over the mesh.
 
     Args:
       batch_size: rows of the global batch.
+      shards: data shards, each of which gives the same number of rows.
       microbatches: parts computed one after the other.
       parts: how many devices' shares the mesh cuts a batch into.
 
     Raises:
       UserError: it does not divide.
     """
-    if batch_size % (microbatches * parts):
-        unit = microbatches * parts
+    unit = microbatches * parts
+    both = math.lcm(unit, shards)  # what is proposed satisfies either
+    proposed = f"set --gin.BATCH_SIZE={both * max(1, round(batch_size / both))}"
+    if batch_size % unit:
         raise UserError(
             f"BATCH_SIZE={batch_size} does not divide over {parts} device{'s' * (parts != 1)} "
             f"in {microbatches} microbatch{'es' * (microbatches != 1)}",
             f"every device takes the same number of rows, so it must be a multiple of {unit}",
-            f"set --gin.BATCH_SIZE={unit * max(1, round(batch_size / unit))}, --gin.MICROBATCHES or another partition",
+            f"{proposed}, --gin.MICROBATCHES or another partition",
+        )
+    if batch_size % shards:
+        raise UserError(
+            f"BATCH_SIZE={batch_size} does not divide by DATA_SHARDS={shards}",
+            "each data shard gives the same number of rows to a batch",
+            f"{proposed} or another --gin.DATA_SHARDS",
         )
 
 
@@ -104,7 +109,7 @@ class TrainBatches:
         self._steps, self._snapshot_after = range(first_step + 1, last_step + 1), snapshot_after
         self._queue: queue.Queue = queue.Queue(maxsize=_AHEAD)
         self._first: list = []  # the first item, once it has been waited for
-        self._stop = threading.Event()
+        self._stop, self._closed = threading.Event(), threading.Event()
         self.waited = 0.0  # seconds that the consumer has waited for a batch
         self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
         self._thread.start()
@@ -116,6 +121,8 @@ class TrainBatches:
                 streams[shard].restore(position)
             self._restore = None
             for done in self._steps:
+                if self._closed.is_set():
+                    return
                 if self._stop.is_set():
                     self._queue.put((None, {s: streams[s].position() for s in streams}))
                     break
@@ -140,6 +147,16 @@ class TrainBatches:
     def stop(self) -> None:
         """Asks for the end: after the few batches that are ready comes (None, snapshot), then nothing."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Ends the thread and lets go of the streams; to be called however the training ends."""
+        self._closed.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):  # the thread may wait for a place in the queue
+                self._queue.get_nowait()
+            self._thread.join(timeout=0.05)
+        for stream in self._streams.values():
+            stream.close()
 
     def wait_for_first(self) -> None:
         """Returns when the first batch is ready; raises what kept it from being read."""

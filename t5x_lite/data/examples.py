@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from t5x_lite.data.streams import Stream
+from t5x_lite.errors import UserError
 
 Explain = Callable[[Exception], Exception | None]
 
@@ -71,10 +72,18 @@ def evaluation_streams(
 
 
 def check_split(task, split: str, use_cached: bool) -> None:
-    """Raises what a source has to say against a split of its own, such as a glob that matches nothing."""
+    """Raises what a source has to say against a split of its own, such as a glob that matches nothing.
+
+    Raises:
+      UserError: that, or there are no files of the split.
+    """
     for member in members(task, split):
-        if not (use_cached and member.cache_dir):
-            member.source.list_shards(split)
+        if not (use_cached and member.cache_dir) and not member.source.list_shards(split):
+            raise UserError(
+                f"the split {split} of {member.name} has no files",
+                "what its source names matches none",
+                "correct the source of the task, or set --gin.EVAL_PERIOD=0",
+            )
 
 
 def members(task, split: str | None) -> list:

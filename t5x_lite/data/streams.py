@@ -6,6 +6,7 @@ the examples that wait in the packer.
 """
 
 import io
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ class Stream:
             self._ready += self._packer.flush()
             return
         except Exception as error:
-            raise (self._explain(error) or error) from error
+            raise (self._explain(error) or _outer(error)) from error
         columns = {
             f: np.split(column.values.numpy().astype(np.int32), column.row_splits.numpy()[1:-1])
             for f, column in block.items()
@@ -86,12 +87,19 @@ class Stream:
                 arrays[f"{kind}/{f}/lengths"] = np.array([len(e[f]) for e in examples], np.int32)
                 arrays[f"{kind}/{f}"] = np.concatenate([e[f] for e in examples] or [np.zeros(0, np.int32)])
         with tempfile.TemporaryDirectory() as scratch:
-            tf.train.Checkpoint(iterator=self._iterator).write(f"{scratch}/iterator")
+            try:
+                tf.train.Checkpoint(iterator=self._iterator).write(f"{scratch}/iterator")
+            except tf.errors.OpError as error:
+                raise _outer(error) from error
             for path in sorted(Path(scratch).iterdir()):
                 arrays[f"file/{path.name}"] = np.frombuffer(path.read_bytes(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         return buffer.getvalue()
+
+    def close(self) -> None:
+        """Lets go of the iterator, whose threads must not outlive the interpreter."""
+        self._iterator = iter(())
 
     def restore(self, position: bytes) -> None:
         """Goes on from a `position` of a stream that was built alike."""
@@ -106,6 +114,16 @@ class Stream:
                     if name.startswith("file/"):
                         (Path(scratch) / name.removeprefix("file/")).write_bytes(arrays[name].tobytes())
                 tf.train.Checkpoint(iterator=self._iterator).read(f"{scratch}/iterator").assert_consumed()
+
+
+def _outer(error: Exception) -> Exception:
+    """An OSError for what TensorFlow has to say of the machine or of a source: a file that went away, a full disk."""
+    import tensorflow as tf
+
+    if not isinstance(error, tf.errors.OpError):
+        return error
+    said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", error.message)  # without the names of graph nodes
+    return OSError(f"the data pipeline failed: {said}")
 
 
 def _rows(arrays, kind: str, features: Mapping[str, int]) -> Iterator[list[dict[str, np.ndarray]]]:

@@ -7,11 +7,11 @@ transformers 4.57 and 5.23. Nothing is unpickled.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -120,14 +120,16 @@ def vocabulary_file(directory: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def write(directory: str | Path, arch: Architecture, params: Mapping, vocabulary: str | Path | None = None) -> None:
+def write(
+    directory: str | Path, arch: Architecture, params: Mapping, vocabulary: str | epath.Path | None = None
+) -> None:
     """Writes a directory that `T5ForConditionalGeneration.from_pretrained` of transformers loads.
 
     Args:
       directory: new or empty. config.json is written last: without it the directory is not complete.
       arch: the architecture of `params`.
       params: nested dict of arrays in the layout of `network`; stored as float32.
-      vocabulary: SentencePiece model to copy along, or None.
+      vocabulary: SentencePiece model to copy along, local or gs://, or None.
 
     Raises:
       UserError: `directory` is taken, or transformers cannot express `arch`.
@@ -140,12 +142,7 @@ def write(directory: str | Path, arch: Architecture, params: Mapping, vocabulary
             "a model is never written over other files",
             "name a new or empty directory with --output",
         )
-    if arch.mlp_activations not in _FEED_FORWARD:
-        raise UserError(
-            f"Architecture.mlp_activations is {arch.mlp_activations}",
-            "transformers computes T5 only with " + ", ".join(map(str, _FEED_FORWARD)),
-            "convert this model --to=t5x or --to=native",
-        )
+    config = configuration(arch) | {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
     arrays = flatten_dict(params)
     tensors = {
         name: np.ascontiguousarray(_turned(name, part))
@@ -158,8 +155,8 @@ def write(directory: str | Path, arch: Architecture, params: Mapping, vocabulary
         # transformers refuses a file that does not name the framework it is laid out for.
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         if vocabulary is not None:
-            shutil.copyfile(vocabulary, directory / "spiece.model")
-        for name, content in (("generation_config.json", ids), ("config.json", _as_config(arch) | ids)):
+            (directory / "spiece.model").write_bytes(epath.Path(vocabulary).read_bytes())
+        for name, content in (("generation_config.json", ids), ("config.json", config | ids)):
             (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RunError(
@@ -169,11 +166,19 @@ def write(directory: str | Path, arch: Architecture, params: Mapping, vocabulary
         ) from error
 
 
-def _as_config(arch: Architecture) -> dict:
-    feed_forward = _FEED_FORWARD[arch.mlp_activations]
+def configuration(arch: Architecture) -> dict:
+    """What `transformers.T5Config` says of the network, by its names.
+
+    Raises:
+      UserError: transformers has no such feed-forward layer.
+    """
+    if arch.mlp_activations not in _FEED_FORWARD:
+        raise UserError(
+            f"Architecture.mlp_activations is {arch.mlp_activations}",
+            "transformers computes T5 only with " + ", ".join(map(str, _FEED_FORWARD)),
+            "take a model with one of these: --gin.architecture.Architecture.mlp_activations",
+        )
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
         "is_encoder_decoder": True,
         "vocab_size": arch.vocab_size,
         "d_model": arch.embed_dim,
@@ -182,7 +187,7 @@ def _as_config(arch: Architecture) -> dict:
         "num_heads": arch.num_heads,
         "num_layers": arch.encoder_layers,
         "num_decoder_layers": arch.decoder_layers,
-        "feed_forward_proj": feed_forward,
+        "feed_forward_proj": _FEED_FORWARD[arch.mlp_activations],
         "relative_attention_num_buckets": arch.relative_buckets,
         "relative_attention_max_distance": arch.relative_max_distance,
         "dropout_rate": arch.dropout_rate,

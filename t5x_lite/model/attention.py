@@ -135,8 +135,20 @@ class RelativeBias(nnx.Module):
 
     def __call__(self, queries: int, keys: int) -> Array:
         """[1, H, Q, K]."""
-        relative = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+        relative = np.arange(queries + keys) - (queries - 1)
         table = jnp.asarray(self.rel_embedding[...], self.dtype)
         buckets = relative_bucket(relative, self.bidirectional, table.shape[1], self.max_distance)
-        bias = table.at[:, buckets].get(out_sharding=jax.sharding.PartitionSpec())
-        return jax.sharding.reshard(bias[None], self.rules.spec(None, "heads", None, None))
+        strip = table.at[:, buckets].get(out_sharding=jax.sharding.PartitionSpec())
+        return jax.sharding.reshard(toeplitz(strip, queries)[None], self.rules.spec(None, "heads", None, None))
+
+
+def toeplitz(strip: Array, queries: int) -> Array:
+    """[H, Q + K] values by distance -> [H, Q, K], where query q and key k have the value Q - 1 + k - q.
+
+    By copies and reshapes alone: a gather of [Q, K] indices would have a scatter of as many as its gradient.
+    """
+    heads, length = strip.shape
+    # Read in rows that are one shorter than the strip, copies of it move by one with each row.
+    copies = jnp.reshape(jnp.broadcast_to(strip[:, None], (heads, queries, length)), (heads, -1))
+    rows = copies[:, queries - 1 : queries - 1 + queries * (length - 1)]
+    return jnp.reshape(rows, (heads, queries, length - 1))[:, :, : length - queries]

@@ -9,6 +9,7 @@ finished, so a directory that is called STEP is whole.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 
 import jax
@@ -21,16 +22,21 @@ from t5x_lite.errors import UserError
 FOLDER = "checkpoints"
 
 
+_POSITION = "position.json"
+
+
 @dataclasses.dataclass(frozen=True)
 class Position:
     """Where the data pipeline stands after a step.
 
     Args:
       identity: what the shards are a cut of; a position means something only under the same.
+      tokens_seen: positions of all batches so far, padding included, of inputs and targets.
       shards: opaque bytes for each data shard that this host owns.
     """
 
     identity: Mapping[str, object]
+    tokens_seen: int
     shards: Mapping[int, bytes]
 
 
@@ -38,23 +44,16 @@ class PositionHandler(ocp.CheckpointHandler):
     """Writes and reads `Position` as the item `data`; every host writes the shards that it owns."""
 
     def save(self, directory: epath.Path, args: "SavePosition") -> None:
+        position = args.position
         if jax.process_index() == 0:
-            (directory / "identity.json").write_text(json.dumps(dict(args.position.identity), sort_keys=True))
-        for shard, state in args.position.shards.items():
+            text = json.dumps({"identity": dict(position.identity), "tokens_seen": position.tokens_seen}, indent=1)
+            (directory / _POSITION).write_text(text)
+        for shard, state in position.shards.items():
             (directory / f"shard_{shard:05d}").write_bytes(state)
 
     def restore(self, directory: epath.Path, args: "RestorePosition") -> Position:
-        saved = json.loads((directory / "identity.json").read_text())
-        wanted = json.loads(json.dumps(dict(args.identity)))
-        for name in sorted(wanted.keys() | saved.keys()):
-            if wanted.get(name) != saved.get(name):
-                raise UserError(
-                    f"{name} is {wanted.get(name)!r}, but the data position in {directory} was saved "
-                    f"under {saved.get(name)!r}",
-                    "the stream of examples would not be the one that the run has seen so far",
-                    f"set --gin.{name} back, or start another MODEL_DIR from this one by --gin.INITIAL_CHECKPOINT_PATH",
-                )
-        return Position(saved, {s: (directory / f"shard_{s:05d}").read_bytes() for s in args.shards})
+        saved = json.loads((directory / _POSITION).read_text())
+        return Position(**saved, shards={s: (directory / f"shard_{s:05d}").read_bytes() for s in args.shards})
 
 
 @ocp.args.register_with_handler(PositionHandler, for_save=True)
@@ -66,7 +65,6 @@ class SavePosition(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(PositionHandler, for_restore=True)
 @dataclasses.dataclass
 class RestorePosition(ocp.args.CheckpointArgs):
-    identity: Mapping[str, object]
     shards: list[int]
 
 
@@ -79,11 +77,15 @@ def manager(model_dir: str, keep: int | None, read_only: bool = False) -> ocp.Ch
         cleanup_tmp_directories=not read_only,
     )
     return ocp.CheckpointManager(
-        # Orbax wants an absolute path.
-        epath.Path(model_dir).absolute() / FOLDER,
+        _absolute(model_dir) / FOLDER,
         options=options,
         item_handlers={"state": ocp.StandardCheckpointHandler(), "data": PositionHandler()},
     )
+
+
+def _absolute(path: str | os.PathLike) -> epath.Path:
+    """Orbax wants an absolute path; those of an object store, gs://, are."""
+    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).absolute()
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: dict, position: Position) -> None:
@@ -94,31 +96,55 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: dict, position: P
 
 
 def restore(
-    checkpoints: ocp.CheckpointManager,
-    step: int,
-    abstract_state: dict,
-    identity: Mapping[str, object],
-    shards: list[int],
+    checkpoints: ocp.CheckpointManager, step: int, abstract_state: dict, shards: list[int]
 ) -> tuple[dict, Position]:
     """Reads a checkpoint onto the shardings of `abstract_state`, whatever mesh wrote it.
 
     Args:
       checkpoints: from `manager`.
-      step: a committed step.
+      step: a committed step that `check` has found to fit.
       abstract_state: ShapeDtypeStructs with shardings.
-      identity: of the data, compared with the saved one.
       shards: the data shards that this host owns.
+    """
+    restored = checkpoints.restore(
+        step, args=ocp.args.Composite(data=RestorePosition(shards), state=ocp.args.StandardRestore(abstract_state))
+    )
+    return restored["state"], restored["data"]
+
+
+def check(directory: epath.Path, abstract: dict, identity: Mapping[str, object] | None) -> None:
+    """Compares a checkpoint with a job by its metadata alone, before anything is compiled or read.
+
+    Args:
+      directory: MODEL_DIR/checkpoints/STEP.
+      abstract: the entries of the state that will be read.
+      identity: of the data, for a run that goes on from its position; None for a run that only starts there.
 
     Raises:
       UserError: parameters of another shape, another optimizer, or another cut of the data.
     """
-    directory = epath.Path(checkpoints.directory)
-    _check_shapes(checkpoints.item_metadata(step)["state"], abstract_state, directory / str(step))
-    restored = checkpoints.restore(
-        step,
-        args=ocp.args.Composite(data=RestorePosition(identity, shards), state=ocp.args.StandardRestore(abstract_state)),
-    )
-    return restored["state"], restored["data"]
+    with _reader() as reader:
+        saved = reader.metadata(directory).item_metadata["state"].tree
+    if identity is None:
+        _check_shapes({name: saved.get(name) for name in abstract}, abstract, directory, resumed=False)
+        return
+    _check_shapes(saved, abstract, directory, resumed=True)
+    before, now = position_of(directory)["identity"], json.loads(json.dumps(dict(identity)))
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name):
+            raise UserError(
+                f"{name} is {now.get(name)!r}, but the data position in {directory} was saved under "
+                f"{before.get(name)!r}",
+                "the stream of examples would not be the one that the run has seen so far",
+                f"set {name} back, or begin the new data in another --gin.MODEL_DIR "
+                f"with --gin.INITIAL_CHECKPOINT_PATH={directory}",
+            )
+
+
+def position_of(directory: epath.Path) -> dict | None:
+    """`identity` and `tokens_seen` of a checkpoint's data position; None where it has none: it was converted."""
+    path = directory / "data" / _POSITION
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def restore_part(directory: epath.Path, abstract: dict) -> dict:
@@ -133,7 +159,7 @@ def restore_part(directory: epath.Path, abstract: dict) -> dict:
     """
     with _reader() as reader:
         saved = reader.metadata(directory).item_metadata["state"].tree
-        _check_shapes({name: saved.get(name) for name in abstract}, abstract, directory)
+        _check_shapes({name: saved.get(name) for name in abstract}, abstract, directory, resumed=False)
         part = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -156,7 +182,7 @@ def _leaves(tree) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _check_shapes(saved, wanted, where: epath.Path) -> None:
+def _check_shapes(saved, wanted, where: epath.Path, resumed: bool) -> None:
     saved, wanted = _leaves(saved), _leaves(wanted)
     if any(n.startswith("opt_state") for n in wanted) and not any(n.startswith("opt_state") for n in saved):
         raise UserError(
@@ -173,15 +199,23 @@ def _check_shapes(saved, wanted, where: epath.Path) -> None:
         raise UserError(
             f"{name} {held} in the checkpoint {where}, but this job needs {list(wanted[name])}",
             "the checkpoint is of another " + ("optimizer" if optimizer else "model"),
-            "use the same optim/*.gin" if optimizer else "use the gin file of its model, or another MODEL_DIR",
+            _remedy(optimizer, resumed),
         )
     extra = sorted(n for n in saved if n.startswith("params") and n not in wanted)
     if extra and any(n.startswith("params") for n in wanted):
         raise UserError(
             f"the checkpoint {where} holds {extra[0]}, which this job's model does not have",
             "the checkpoint is of another model",
-            "use the gin file of its model, or another MODEL_DIR",
+            _remedy(False, resumed),
         )
+
+
+def _remedy(optimizer: bool, resumed: bool) -> str:
+    if resumed:
+        return "use the same optim/*.gin" if optimizer else "use the gin file of its model, or another --gin.MODEL_DIR"
+    if optimizer:
+        return "use the same optim/*.gin, or begin its state anew with --gin.INITIAL_OPTIMIZER_STATE=False"
+    return "use the gin file of its model, or another checkpoint"
 
 
 def save_params(model_dir: str, step: int, params: dict) -> None:
@@ -212,7 +246,7 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
       UserError: it is no model directory, or has no such step.
     """
     name, at, which = reference.rpartition("@")
-    directory = epath.Path(name if at else reference).absolute()
+    directory = _absolute(name if at else reference)
     if not at and directory.parent.name == FOLDER and directory.name.isdigit():
         directory, which = directory.parent.parent, directory.name
     elif not at:
@@ -220,6 +254,12 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
     if not directory.is_dir():
         raise UserError(f"{flag}={reference} is no directory", "nothing is there", f"Correct the path after {flag}")
     found = steps(directory)
+    if not found and (directory / FOLDER).is_dir():
+        raise UserError(
+            f"{flag}={reference} has no committed checkpoint yet",
+            "its run has not reached its first --gin.SAVE_PERIOD, or was cut off before",
+            "wait for it, or go on with its train command",
+        )
     if not found:
         raise UserError(
             f"{flag}={reference} is no model directory",

@@ -1,13 +1,18 @@
 """The training loop: a step a batch, log lines without waiting for the device, checkpoints, a clean stop."""
 
 import collections
+import contextlib
 import dataclasses
+import os
+import re
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
+from tqdm import tqdm
 
 from t5x_lite.data.batches import TrainBatches
 from t5x_lite.errors import Preempted, RunError
@@ -24,7 +29,9 @@ class Plan:
 
     Args:
       model_dir: named in messages.
+      first_step: the step of the state to begin with.
       train_steps: the step to stop at.
+      tokens_before: tokens seen up to `first_step`.
       log_period, save_period, eval_period: in steps; 0: never.
       max_nonfinite_steps: consecutive skipped steps before the run stops.
       tokens_per_batch: positions of a global batch, padding included, of inputs and targets.
@@ -35,7 +42,9 @@ class Plan:
     """
 
     model_dir: str
+    first_step: int
     train_steps: int
+    tokens_before: int
     log_period: int
     save_period: int
     eval_period: int
@@ -49,16 +58,49 @@ class Plan:
     def saves(self, step: int) -> bool:
         return step == self.train_steps or bool(self.save_period and step % self.save_period == 0)
 
+    def evaluates(self, step: int) -> bool:
+        return bool(self.eval_period) and (step == self.train_steps or step % self.eval_period == 0)
+
+    def tokens_seen(self, step: int) -> int:
+        return self.tokens_before + (step - self.first_step) * self.tokens_per_batch
+
 
 class StopRequest:
-    """Whether SIGTERM or Ctrl-C has asked the run to save and stop; a second signal ends it at once."""
+    """Whether SIGTERM or Ctrl-C has asked the run to save and stop; a second signal ends it at once.
+
+    Until `training` is called there is nothing to save: SIGTERM then raises Preempted where it arrives.
+
+    Args:
+      model_dir: named in messages.
+    """
+
+    def __init__(self, model_dir: str):
+        self._model_dir = model_dir
 
     def __enter__(self) -> "StopRequest":
         self.signal: int | None = None
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+        signal.signal(signal.SIGTERM, self._end)
         return self
 
-    def _receive(self, number, frame) -> None:
+    def training(self) -> None:
+        """From now on a signal is kept until the loop asks for it."""
+        if self.seen():  # what was called when the signal came has swallowed the exception
+            raise self._unbegun()
+        for number in self._before:
+            signal.signal(number, self._keep)
+
+    def _end(self, number, frame) -> None:
+        self.signal = number
+        self._restore()
+        raise self._unbegun()
+
+    def _unbegun(self) -> Preempted:
+        return Preempted(
+            f"stopped before the first step: {safe(self._model_dir)}; the same command starts again from there"
+        )
+
+    def _keep(self, number, frame) -> None:
         self.signal = number
         self._restore()
         say(f"t5x_lite: {signal.Signals(number).name} received: saving a checkpoint, then stopping")
@@ -70,17 +112,21 @@ class StopRequest:
     def __exit__(self, *_) -> None:
         self._restore()
 
+    def seen(self) -> bool:
+        """Whether this process has been told to stop."""
+        return self.signal is not None
+
     def agreed(self, step: int) -> bool:
         """The same answer on every host: one that is told to stop stops them all at one step."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return bool(multihost_utils.reached_preemption_sync_point(step)) or self.signal is not None
-        return self.signal is not None
+            return bool(multihost_utils.reached_preemption_sync_point(step)) or self.seen()
+        return self.seen()
 
 
 class Window:
-    """Metrics of the steps since the last log line, kept on the device until the line is due."""
+    """Metrics of the finished steps since the last log line, kept on the device until the line is due."""
 
     def __init__(self, plan: Plan, batches: TrainBatches):
         self._plan, self._batches = plan, batches
@@ -90,9 +136,6 @@ class Window:
         self._metrics: list[dict] = []
         self._since, self._waited = time.monotonic(), self._batches.waited
 
-    def __len__(self) -> int:
-        return len(self._metrics)
-
     def add(self, metrics: dict) -> None:
         self._metrics.append(metrics)
 
@@ -100,13 +143,12 @@ class Window:
         """Does not count time that was spent on something else than training."""
         self._since += seconds
 
-    def cut(self, step: int) -> Callable[[], dict]:
-        """Ends the window at `step`; the function returned waits for its values and makes the line."""
-        metrics, plan = self._metrics, self._plan
-        seconds = max(time.monotonic() - self._since, 1e-9)
+    def cut(self, step: int) -> dict:
+        """Ends the window at `step`, the last one added, and makes its line."""
+        metrics, seconds = jax.device_get(self._metrics), max(time.monotonic() - self._since, 1e-9)
         waited = self._batches.waited - self._waited
         self._start()
-        return lambda: _line(jax.device_get(metrics), step, plan, seconds, waited)
+        return _line(metrics, step, self._plan, seconds, waited)
 
 
 def _line(metrics: list[dict], step: int, plan: Plan, seconds: float, waited: float) -> dict:
@@ -124,26 +166,24 @@ def _line(metrics: list[dict], step: int, plan: Plan, seconds: float, waited: fl
         "grad_norm": float(last["grad_norm"]),
         "update_norm": float(last["update_norm"]),
         "learning_rate": float(last["learning_rate"]),
-        "tokens_seen": step * plan.tokens_per_batch,
+        "tokens_seen": plan.tokens_seen(step),
         "sequences_per_second": plan.sequences_per_batch * steps / seconds,
         "tokens_per_second": plan.tokens_per_batch * steps / seconds,
         "tflops_per_device": flops / 1e12,
         "mfu": flops / plan.peak_flops if plan.peak_flops else None,
         "input_wait_fraction": min(waited / seconds, 1.0),
         "nonfinite_steps": int(last["nonfinite_steps"]),
-        "nonfinite_in_a_row": max(int(m["nonfinite_in_a_row"]) for m in metrics),
     }
 
 
 def run(
     plan: Plan,
     state: dict,
-    start: int,
     train_step: Callable[[dict, dict], tuple[dict, dict]],
     batches: TrainBatches,
     checkpoints: ocp.CheckpointManager,
     writer: MetricsWriter,
-    evaluate: Callable[[dict, int], None],
+    evaluate: Callable[[dict, int], bool],
     stop: StopRequest,
     on_first_step: Callable[[], None] = lambda: None,
 ) -> dict:
@@ -151,14 +191,13 @@ def run(
 
     Args:
       plan: see `Plan`.
-      state: the training state at step `start`; donated.
-      start: its step.
+      state: the training state at step `plan.first_step`; donated.
       train_step: compiled.
       batches: iterable of batches and snapshots.
       checkpoints: where to save.
       writer: where metrics go.
-      evaluate: called with (params, step) at every eval period and at the end.
-      stop: signals.
+      evaluate: called with (params, step) at every eval period and at the end; False where it was cut off.
+      stop: signals, which are kept for the loop by now.
       on_first_step: called when the first step has finished on the device.
 
     Raises:
@@ -166,84 +205,130 @@ def run(
       RunError: too many consecutive non-finite steps, or a checkpoint that cannot be written.
     """
     window, in_flight = Window(plan, batches), collections.deque()
-    step, saved, stopping, began, due = start, start, False, time.monotonic(), None
+    step, saved, began = plan.first_step, plan.first_step, time.monotonic()
+    stopping, complete = False, True
+
+    def wait(left: int) -> None:
+        """Waits until at most `left` steps are under way, logs the others, and ends a run that learns nothing."""
+        while len(in_flight) > left:
+            number, metrics = in_flight.popleft()
+            in_a_row = int(metrics["nonfinite_in_a_row"])
+            window.add(metrics)
+            if number == plan.first_step + 1:
+                on_first_step()
+            # Lines are made of finished steps: the device has others to go on with, and nothing waits for a line.
+            if number % plan.log_period == 0 or number == plan.train_steps:
+                log(window.cut(number))
+            if in_a_row >= plan.max_nonfinite_steps:
+                raise RunError(
+                    f"{in_a_row} steps in a row, up to step {number}, had a loss, gradient or update that is not "
+                    "finite; they were skipped",
+                    safe(plan.model_dir),
+                    "lower the learning rate, set --gin.architecture.Architecture.dtype=float32 or look at the data, "
+                    "then run the same command",
+                )
 
     def log(line: dict) -> None:
-        in_a_row = line.pop("nonfinite_in_a_row")
         writer.train(line)
         if jax.process_index() == 0:
-            pace = (time.monotonic() - began) / (step - start)
-            say(progress_line(line, plan.train_steps, pace * (plan.train_steps - step)))
-        if in_a_row >= plan.max_nonfinite_steps:
-            raise RunError(
-                f"{in_a_row} steps in a row, up to step {line['step']}, had a loss or gradient that "
-                "is not finite; they were skipped",
-                _safe(checkpoints),
-                "lower the learning rate, set architecture.Architecture.dtype to 'float32' or look at the data, "
-                "then run the same command",
-            )
+            pace = (time.monotonic() - began) / (line["step"] - plan.first_step)
+            say(progress_line(line, plan.train_steps, pace * (plan.train_steps - line["step"])))
 
-    for batch, snapshot in batches:
-        if batch is not None:
-            state, metrics = train_step(state, batch)
-            step += 1
-            window.add(metrics)
-            in_flight.append(metrics["loss"])
-            if step == start + 1:
-                jax.block_until_ready(metrics["loss"])
-                on_first_step()
-            if len(in_flight) > _IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-        # A line is made one step late, when the device already has its next step: nothing waits for it.
-        if due is not None:
-            log(due())
-            due = None
-        if batch is not None and (step % plan.log_period == 0 or step == plan.train_steps):
-            due = window.cut(step)
-        if snapshot is not None and step != saved:
-            _save(checkpoints, step, state, checkpoint.Position(plan.identity, snapshot))
-            saved = step
-        if batch is not None and plan.eval_period and (step % plan.eval_period == 0 or step == plan.train_steps):
-            paused = time.monotonic()
-            evaluate(state["params"], step)
-            window.leave_out(time.monotonic() - paused)
-        if not stopping and step < plan.train_steps and stop.agreed(step):
-            stopping = True
-            batches.stop()
-    if due is not None:
-        log(due())
-    _committed(checkpoints, step)
-    if step < plan.train_steps:
-        raise Preempted(
-            f"stopped at step {step} of {plan.train_steps}, which is saved in {plan.model_dir}; "
-            "the same command goes on from there"
-        )
+    bar = tqdm(
+        total=plan.train_steps, initial=plan.first_step, unit="step", leave=False, dynamic_ncols=True,
+        disable=not sys.stderr.isatty() or jax.process_index() > 0,
+    )  # fmt: skip
+    with bar:
+        for batch, snapshot in batches:
+            if batch is not None:
+                state, metrics = train_step(state, batch)
+                step += 1
+                bar.update()
+                in_flight.append((step, metrics))
+                wait(_IN_FLIGHT if step > plan.first_step + 1 else 0)
+            if snapshot is not None and step != saved:
+                position = checkpoint.Position(plan.identity, plan.tokens_seen(step), snapshot)
+                _save(checkpoints, plan.model_dir, step, state, position)
+                saved = step
+            if not stopping and step < plan.train_steps and stop.agreed(step):
+                stopping = True
+                batches.stop()
+            # A run that is asked to stop saves first; its evaluation is made up for when it goes on.
+            if batch is not None and plan.evaluates(step):
+                wait(0)
+                paused = time.monotonic()
+                complete = not stopping and evaluate(state["params"], step)
+                window.leave_out(time.monotonic() - paused)
+        wait(0)
+    _committed(checkpoints, plan.model_dir, step)
+    if step < plan.train_steps or not complete:
+        raise preempted(plan, step)
     return state
 
 
-def _save(checkpoints: ocp.CheckpointManager, step: int, state: dict, position: checkpoint.Position) -> None:
-    try:
-        checkpoint.save(checkpoints, step, state, position)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unsaved(checkpoints, step, error) from error
-
-
-def _committed(checkpoints: ocp.CheckpointManager, step: int) -> None:
-    try:
-        checkpoints.wait_until_finished()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unsaved(checkpoints, step, error) from error
-
-
-def _unsaved(checkpoints: ocp.CheckpointManager, step: int, error: Exception) -> RunError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return RunError(
-        f"a checkpoint up to step {step} could not be written: {reason}",
-        _safe(checkpoints),
-        f"make room or rights for {checkpoints.directory}, then run the same command",
+def preempted(plan: Plan, step: int) -> Preempted:
+    """What ends a run that was asked to stop."""
+    return Preempted(
+        f"stopped at step {step} of {plan.train_steps}, which is saved in {plan.model_dir}; "
+        "the same command goes on from there"
     )
 
 
-def _safe(checkpoints: ocp.CheckpointManager) -> str:
-    steps = checkpoint.steps(str(checkpoints.directory.parent))
-    return f"The checkpoint of step {steps[-1]} is committed and safe" if steps else "No checkpoint is committed yet"
+@contextlib.contextmanager
+def failures(model_dir: str) -> Iterator[None]:
+    """What the machine does to a run, as a RunError that says what is safe.
+
+    Raises:
+      RunError: for a full disk, a file that went away, or a device that has no room or fails.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        full = "RESOURCE_EXHAUSTED" in str(error)
+        raise RunError(
+            f"the device {'has not enough memory' if full else 'failed'}: {_first_line(error)}",
+            safe(model_dir),
+            "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, set --gin.architecture.Architecture.remat=full or use "
+            "another partition/*.gin, then run the same command"
+            if full
+            else "see to the device, then run the same command",
+        ) from error
+    except OSError as error:
+        raise RunError(_first_line(error), safe(model_dir), "see to that, then run the same command") from error
+
+
+def _save(checkpoints: ocp.CheckpointManager, model_dir: str, step: int, state: dict, position) -> None:
+    try:
+        checkpoint.save(checkpoints, step, state, position)
+    except jax.errors.JaxRuntimeError:
+        raise  # of a step that is still under way
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unsaved(model_dir, step, error) from error
+
+
+def _committed(checkpoints: ocp.CheckpointManager, model_dir: str, step: int) -> None:
+    try:
+        checkpoints.wait_until_finished()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unsaved(model_dir, step, error) from error
+
+
+def _unsaved(model_dir: str, step: int, error: Exception) -> RunError:
+    return RunError(
+        f"a checkpoint up to step {step} could not be written: {_first_line(error)}",
+        safe(model_dir),
+        f"make room or rights for {model_dir}, then run the same command",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), type(error).__name__)
+    # TensorStore names each file on the way to what the system said.
+    found = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(found[1])) if found else text
+
+
+def safe(model_dir: str) -> str:
+    """What of a run can be relied on, as a sentence without its end."""
+    steps = checkpoint.steps(model_dir)
+    return f"the checkpoint of step {steps[-1]} is committed and safe" if steps else "no checkpoint is committed yet"

@@ -3,30 +3,58 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping
 
 from etils import epath
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tqdm import tqdm
+
+from t5x_lite.errors import UserError
+from t5x_lite.train.events import EventFile
 
 JSONL = "metrics.jsonl"
 RESULTS = "results.jsonl"
 
 
 def read_jsonl(path: epath.Path) -> list[dict]:
-    """The complete lines of a JSONL file; a last line cut short by a kill is left out."""
+    """The complete lines of a JSONL file; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: another line is no JSON.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    # Not splitlines: a text in a line may hold other line separators of Unicode.
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"line {number} of {path} is no JSON", str(error), "take that line out") from None
+    return lines
+
+
+def json_line(line: Mapping) -> str:
+    """A mapping as one line of JSON, without its line end. JSON has no NaN: what is not finite becomes null."""
+    return json.dumps({k: v if _finite(v) else None for k, v in line.items()}, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _drop_after(path: epath.Path, step: int) -> None:
     """Takes the lines of later steps, and one cut short by a kill, out of a JSONL file."""
     if path.exists():
-        kept = [line for line in read_jsonl(path) if line["step"] <= step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        _write_lines(path, [line for line in read_jsonl(path) if line["step"] <= step])
+
+
+def _drop_torn(path: epath.Path) -> None:
+    """Takes a last line that was cut short by a kill out of a JSONL file."""
+    _write_lines(path, read_jsonl(path))
+
+
+def _write_lines(path: epath.Path, lines: list[dict]) -> None:
+    write_whole(path, "".join(json_line(line) + "\n" for line in lines).encode())
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
@@ -56,49 +84,35 @@ class MetricsWriter:
         for path in (directory / JSONL, directory / "eval" / RESULTS):
             _drop_after(path, resume_step)
         self._jsonl = (directory / JSONL).open("a")
-        now = time.time()
-        self._events_file = (directory / f"events.out.tfevents.{int(now * 1000)}.t5x_lite").open("wb")
-        self._events = RecordWriter(self._events_file)
-        self._write_event(Event(wall_time=now, file_version="brain.Event:2"))
-        # TensorBoard then drops what an earlier file holds from this step on.
-        self._write_event(Event(wall_time=now, step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def _write_event(self, event: Event) -> None:
-        self._events.write(event.SerializeToString())
-        self._events.flush()
+        self._events = EventFile(directory, resume_step + 1)
 
     def train(self, line: Mapping[str, float | int | None]) -> None:
         """Appends one line of training metrics; it has a `step`."""
         if not self._active:
             return
-        # JSON has no NaN: a value that is not finite is written as null.
-        self._jsonl.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
+        self._jsonl.write(json_line(line) + "\n")
         self._jsonl.flush()
         self.scalars(line["step"], {f"train/{k}": v for k, v in line.items() if k != "step" and v is not None})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds scalars to the event file alone."""
-        if not self._active:
-            return
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()])
-        self._write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if self._active:
+            self._events.scalars(step, values)
 
     def close(self) -> None:
         if self._active:
             self._jsonl.close()
-            self._events.flush()
-            self._events_file.close()
+            self._events.close()
 
 
 def append_result(folder: epath.Path, line: Mapping) -> None:
     """Adds an evaluation to results.jsonl of a folder, usually MODEL_DIR/eval."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RESULTS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _finite(value) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    path = folder / RESULTS
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        _drop_torn(path)
+    with path.open("a") as file:
+        file.write(json_line(line) + "\n")
 
 
 def duration(seconds: float) -> str:
@@ -131,5 +145,6 @@ def progress_line(line: Mapping, train_steps: int, seconds_left: float) -> str:
 
 
 def say(message: str) -> None:
-    """A line of progress on stderr, so that stdout holds results alone."""
-    print(message, file=sys.stderr, flush=True)
+    """A line of progress on stderr, so that stdout holds results alone; above the bar where one is drawn."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()

@@ -66,7 +66,7 @@ def make_train_step(
 ) -> Callable[[dict, Batch], tuple[dict, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer state as they are; it
+    A step whose loss, gradient or update is not finite leaves parameters and optimizer state as they are; it
     counts as a step of data and of the schedule.
 
     Args:
@@ -85,19 +85,17 @@ def make_train_step(
         divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
         rate = learning_rate(step)
-
-        def apply(_):
+        with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state["opt_state"], params)
             updates = jax.tree.map(lambda u: -rate * u, updates)
-            return optax.apply_updates(params, updates), opt_state, optax.tree.norm(updates)
-
-        def skip(_):
-            return params, state["opt_state"], jnp.zeros((), jnp.float32)
-
-        with jax.named_scope("optimizer"):
-            new_params, opt_state, update_norm = jax.lax.cond(finite, apply, skip, None)
+            update_norm = optax.tree.norm(updates)
+            finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+            new_params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (optax.apply_updates(params, updates), opt_state),
+                (params, state["opt_state"]),
+            )
         new_state = {
             "step": step + 1,
             "params": new_params,
@@ -108,7 +106,7 @@ def make_train_step(
         metrics = {
             **sums,
             "grad_norm": grad_norm,
-            "update_norm": update_norm,
+            "update_norm": jnp.where(finite, update_norm, 0.0),
             "learning_rate": rate,
             "finite": finite,
             "nonfinite_in_a_row": new_state["nonfinite_in_a_row"],

@@ -3,35 +3,69 @@
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from t5x_lite import output
 from t5x_lite.errors import RunError, UserError
 
 _PACKAGES = ("t5x_lite", "jax", "jaxlib", "flax", "optax", "tensorflow", "seqio", "torch", "transformers")
+
+# What each measurement sets itself, by its name in gin, and what a user gives in its place.
+_SET = {
+    "train": {
+        "BATCH_SIZE": "give --batch_size",
+        "TASK_FEATURE_LENGTHS": "give --inputs and --targets",
+        "Architecture.dtype": "give --dtype",
+        "DROPOUT_RATE": "leave it out: the contestants compute the same, without dropout",
+        "Architecture.dropout_rate": "leave it out: the contestants compute the same, without dropout",
+        "DATA_SHARDS": "leave it out: no data is read",
+        "PACK": "leave it out: every row holds one example without padding",
+        "TRAIN_STEPS": "give --runs",
+    },
+    "startup": {
+        "TRAIN_STEPS": "leave it out: the first step is what is waited for",
+        "MODEL_DIR": "leave it out: each run has a folder of its own",
+    },
+}
 
 
 def main(args) -> None:
     """The verb: measures, prints a table, and with --output writes every raw figure as JSON.
 
     Raises:
-      UserError: --output lies in no folder.
+      UserError: --output cannot be written, or a binding is given that the measurement sets itself.
       RunError: what is measured failed.
     """
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UserError(f"--output={args.output}", "its folder is not there", "make the folder, or change --output")
+    output.check_file(args.output, "--output")
+    for binding in args.gin:
+        name = binding.partition("=")[0].strip()
+        if fix := _SET[args.what].get(".".join(name.split(".")[-2:])):
+            raise UserError(f"--gin.{name} is given", f"bench {args.what} sets it itself", fix)
     measure = importlib.import_module(f"t5x_lite.verbs.bench_{args.what}").measure
     result = {"bench": args.what, "machine": machine(), **measure(args)}
     if args.output:
         try:
-            Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            Path(args.output).write_text(
+                json.dumps(_finite(result), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             raise RunError(
                 f"{args.output} could not be written: {error}", "the table above is complete", "choose another --output"
             ) from error
+
+
+def _finite(value):
+    """The same figures with None for those that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def machine() -> dict:

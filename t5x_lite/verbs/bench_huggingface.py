@@ -4,51 +4,20 @@ The optimizer has T5's settings (relative scale, no relative step); the loss is 
 target tokens, without the z-loss and accuracy that ours has.
 """
 
-from t5x_lite.errors import UserError
 from t5x_lite.model.architecture import Architecture
-
-# transformers reads "gated-gelu" as the tanh approximation, and "gelu" alone as the exact one.
-_FEED_FORWARD = {
-    ("relu",): "relu",
-    ("gelu",): "gelu_new",
-    ("relu", "linear"): "gated-relu",
-    ("gelu", "linear"): "gated-gelu",
-    ("silu", "linear"): "gated-silu",
-}
 
 
 def configuration(arch: Architecture) -> dict:
-    """Arguments of `transformers.T5Config` for the same network.
+    """Arguments of `transformers.T5Config` for the same network, without dropout and without a cache.
 
     Raises:
       UserError: transformers has no such feed-forward layer.
     """
-    if arch.mlp_activations not in _FEED_FORWARD:
-        raise UserError(
-            f"Architecture.mlp_activations is {arch.mlp_activations}",
-            "the peer computes T5 only with " + ", ".join(map(str, _FEED_FORWARD)),
-            "set --gin.architecture.Architecture.mlp_activations",
-        )
-    return {
-        "vocab_size": arch.vocab_size,
-        "d_model": arch.embed_dim,
-        "d_kv": arch.head_dim,
-        "d_ff": arch.mlp_dim,
-        "num_layers": arch.encoder_layers,
-        "num_decoder_layers": arch.decoder_layers,
-        "num_heads": arch.num_heads,
-        "relative_attention_num_buckets": arch.relative_buckets,
-        "relative_attention_max_distance": arch.relative_max_distance,
-        "dropout_rate": 0.0,
-        "layer_norm_epsilon": arch.norm_epsilon,
-        "feed_forward_proj": _FEED_FORWARD[arch.mlp_activations],
-        "tie_word_embeddings": arch.tied_head,
-        "scale_decoder_outputs": arch.tied_head,
-        "use_cache": False,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-    }
+    # Not at the top: the peer's process imports this module, and is measured without what that one needs.
+    from t5x_lite.interop import huggingface
+
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return huggingface.configuration(arch) | special | {"dropout_rate": 0.0, "use_cache": False}
 
 
 def step(argument):

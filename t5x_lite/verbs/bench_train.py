@@ -109,6 +109,7 @@ def load_job(work: Workload):
         f"architecture.Architecture.dtype={work.dtype}",
         "DROPOUT_RATE=0.0",
         "PACK=False",
+        "DATA_SHARDS=1",
         "TRAIN_STEPS=1000000",
     )
     make = config.load(work.gin_files, (*work.bindings, *fixed), optional=UNUSED_WHEN_DRY)
@@ -130,8 +131,10 @@ def our_step(work: Workload) -> tuple[dict, Step]:
 
     from t5x_lite import program as programs
     from t5x_lite.model import network
+    from t5x_lite.parallel import start
 
     job = load_job(work)
+    start.keep_memory()
     devices = jax.devices()
     mesh = job.partition.build(devices)
     clock = [time.perf_counter()]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 
 from t5x_lite import config, model_dir
-from t5x_lite.errors import UserError
+from t5x_lite import output as outputs
+from t5x_lite.errors import RunError, UserError
 from t5x_lite.interop import huggingface
 from t5x_lite.job import NOT_TRAINING
 from t5x_lite.model import network
@@ -24,6 +26,7 @@ def main(args) -> None:
     target = args.target or ("native" if args.source == "hf" else "hf")
     if args.source == target:
         raise UserError(f"--from={args.source} --to={target} changes nothing", "both are one format", "Change --to")
+    _check_output(args.output)
     if target == "native":
         from_huggingface(args.input, args.output)
     else:
@@ -32,6 +35,8 @@ def main(args) -> None:
 
 def from_huggingface(source: str, output: str) -> None:
     """Makes a model directory from a Hugging Face T5 directory; its step is 0."""
+    # Safetensors are mapped into memory.
+    outputs.check_local(source, "--input")
     arch = huggingface.architecture(source)
     params = huggingface.parameters(source, arch)
     vocabulary = huggingface.vocabulary_file(source)
@@ -48,37 +53,49 @@ def to_huggingface(source: str, output: str) -> None:
     """Makes a Hugging Face directory from a model directory."""
     with model_dir.restored(source, (), ()) as model:
         params = jax.tree.map(np.asarray, jax.device_get(model.params))
-    vocabulary = Path(model.directory) / model_dir.VOCABULARY
+    vocabulary = model.directory / model_dir.VOCABULARY
     with _whole_or_nothing(output) as directory:
         huggingface.write(directory, model.job.model, params, vocabulary if vocabulary.exists() else None)
     print(f"{network.count(params):,} parameters of step {model.step} written to {output}")
+
+
+def _check_output(output: str) -> None:
+    # Whole or not at all takes a folder that can be renamed.
+    outputs.check_local(output, "--output")
+    if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        raise UserError(
+            f"--output={output} exists", "a conversion does not write over anything", "Choose a new --output"
+        )
+    outputs.check_folder(output, "--output")
 
 
 @contextlib.contextmanager
 def _whole_or_nothing(output: str) -> Iterator[Path]:
     """A folder beside `output` that takes its name when everything in it is written."""
     path = Path(output)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"--output={output} exists", "a conversion does not write over anything", "Choose a new --output"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         yield scratch
         scratch.chmod(0o755)
         scratch.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{output} could not be written: {error.strerror or error}",
+            "nothing is left of it, and --input is unchanged",
+            "make room there or choose another --output, and run the same command again",
+        ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _config(arch: Architecture) -> str:
     """A configuration for fine-tuning or pretraining on: everything but the data, the steps and the place."""
-    fields = dataclasses.asdict(arch)
     lines = ["from __gin__ import dynamic_registration", "from t5x_lite.model import architecture"]
-    lines += ["MODEL = @architecture.Architecture()", f"DROPOUT_RATE = {fields.pop('dropout_rate')}"]
-    lines += [f"architecture.Architecture.{name} = {value!r}" for name, value in fields.items()]
-    lines += ["architecture.Architecture.dropout_rate = %DROPOUT_RATE"]
+    lines += ["MODEL = @architecture.Architecture()"]
+    lines += [f"architecture.Architecture.{name} = {value!r}" for name, value in dataclasses.asdict(arch).items()]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.gin"
         path.write_text("\n".join(lines) + "\n")

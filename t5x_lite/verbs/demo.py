@@ -3,41 +3,53 @@
 The configuration is gin/examples/demo.gin; every part is the one that the other verbs use.
 """
 
-import json
+import itertools
 import random
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import config, model_dir
+from t5x_lite import __version__, config, model_dir, output
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
+from t5x_lite.errors import RunError, UserError
 from t5x_lite.job import Job
 from t5x_lite.program import score_step
-from t5x_lite.train.metrics import append_result, duration
+from t5x_lite.task import open_task
+from t5x_lite.train.metrics import append_result, duration, say
 from t5x_lite.verbs import report
 from t5x_lite.verbs.infer import complete
-from t5x_lite.verbs.train import open_task, train
+from t5x_lite.verbs.train import train
 
 # Training batches whose targets the unigram model is fitted on, and validation batches that both are measured on.
 _FIT_BATCHES, _MEASURE_BATCHES = 200, 40
+
+# Nats a token by which the trained model must be better than the unigram model: one that has learned nothing of
+# the context comes close to it and no nearer.
+_LEARNED = 0.5
+
+# In the demo's folder: what it was made from, and that it was the demo that made it.
+RECIPE = "RECIPE"
 
 _SHORT = ["TRAIN_STEPS=40", "EVAL_PERIOD=20", "SAVE_PERIOD=20", "LOG_PERIOD=10", "EVAL_BATCHES=2"]
 
 
 def main(args) -> None:
-    """The verb."""
+    """The verb; its whole form fails where the model has not learned."""
     began = time.monotonic()
+    output.check_local(args.output, "--output")
+    make_room(Path(args.output), recipe())
     bindings = [f"MODEL_DIR={args.output}", *(_SHORT if args.short else [])]
     job: Job = config.build(config.load(["examples/demo.gin"], bindings))
     train(job, config.resolved(), began)
     trained = time.monotonic()
     with model_dir.restored(args.output, (), ()) as model:
-        compare_with_unigram(model)
+        ours, baseline = compare_with_unigram(model)
         show_samples(model)
     path = report.write(epath.Path(args.output))
     print(
@@ -45,21 +57,87 @@ def main(args) -> None:
         f"It took {duration(time.monotonic() - began)}: {duration(trained - began)} to make the corpus where there was "
         f"none, compile and train, {duration(time.monotonic() - trained)} to evaluate."
     )
+    if not args.short:
+        check_learned(ours, baseline, args.output)
 
 
-def compare_with_unigram(model: model_dir.Restored) -> None:
-    """Prints the loss on non-sentinel target tokens beside that of a unigram model fitted on training targets."""
+def recipe() -> str:
+    """What decides whether a folder can be gone on with: the version, the data and all of the configuration but its
+    place and the periods that the short form changes."""
+    from t5x_lite.tasks import corpus
+
+    config.load(["examples/demo.gin"], ["MODEL_DIR=/demo"])
+    return f"Made by t5x_lite demo {__version__} from {corpus.ensure()} and this configuration.\n{config.resolved()}"
+
+
+def make_room(folder: Path, wanted: str) -> None:
+    """Makes the folder, or leaves it to go on with; one of another recipe is moved aside, for nothing is deleted.
+
+    Args:
+      folder: of the demo.
+      wanted: the recipe.
+
+    Raises:
+      UserError: the folder is not the demo's, or cannot be written.
+    """
+    output.check_folder(folder, "--output")
+    folder = folder.absolute()
+    marker = folder / RECIPE
+    if folder.exists() and any(folder.iterdir()):
+        if not marker.exists():
+            raise UserError(
+                f"--output={folder} holds files that are not of this demo",
+                f"a folder of the demo has a file {RECIPE}, since version {__version__}",
+                f"choose another --output, or if it is a demo of an older version: rm -r {folder}",
+            )
+        if marker.read_bytes() != wanted.encode():
+            aside = next(a for n in itertools.count(1) if not (a := Path(f"{folder}.{n}")).exists())
+            folder.rename(aside)
+            say(
+                f"{folder} is a demo of another version, data or configuration: it is now {aside}, and a new one begins"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(wanted, encoding="utf-8")
+
+
+def check_learned(ours: float, baseline: float, folder: str) -> None:
+    """Fails where the model is not better than the unigram model by `_LEARNED`.
+
+    Args:
+      ours, baseline: losses in nats a token.
+      folder: of the demo.
+
+    Raises:
+      RunError: it is not.
+    """
+    if not baseline - ours >= _LEARNED:
+        raise RunError(
+            f"the model is {baseline - ours:.3f} nats a token better than a unigram model, and should be {_LEARNED}",
+            f"the checkpoint and the report in {folder} are whole",
+            "see its loss curve: this installation does not learn as it should",
+        )
+
+
+def compare_with_unigram(model: model_dir.Restored) -> tuple[float, float]:
+    """Prints the loss on non-sentinel target tokens beside that of a unigram model fitted on training targets.
+
+    Returns:
+      The two losses, in nats a token.
+    """
+    from t5x_lite.tasks.vocabulary import SENTINELS
+
     job = model.job
     task, explain = open_task(job)
     vocabulary = task.output_features["targets"].vocabulary
     ids = vocabulary.vocab_size
-    first_sentinel = ids - 100
+    first_sentinel = ids - SENTINELS
 
     train_stream = examples.train_streams(task, [0], 1, job.feature_lengths, True, job.seed, False, explain)[0]
     counts = np.ones(ids)  # one more of each, so that an unseen token is not impossible
     for row in train_stream.take(_FIT_BATCHES * job.batch_size):
         for example in row:
             counts += np.bincount(example["targets"], minlength=ids)
+    train_stream.close()
     counts[first_sentinel:] = 0
     with np.errstate(divide="ignore"):
         unigram = np.log(counts / counts.sum())
@@ -75,6 +153,7 @@ def compare_with_unigram(model: model_dir.Restored) -> None:
         total -= log_probability[counted].sum()
         unigram_total -= unigram[targets[counted]].sum()
         tokens += int(counted.sum())
+    stream.close()
     ours, baseline = float(total / tokens), float(unigram_total / tokens)
     append_result(
         model.directory / "eval",
@@ -89,6 +168,7 @@ def compare_with_unigram(model: model_dir.Restored) -> None:
     )
     print(f"\nValidation loss on {tokens:,} non-sentinel target tokens, in nats a token:")
     print(f"  this model     {ours:.3f}\n  unigram model  {baseline:.3f}\n  difference     {baseline - ours:.3f}")
+    return ours, baseline
 
 
 def show_samples(model: model_dir.Restored, count: int = 4) -> None:
@@ -103,8 +183,7 @@ def show_samples(model: model_dir.Restored, count: int = 4) -> None:
         {**result, "targets": targets, "prediction": asked_for(result["prediction"])}
         for result, (_, targets) in zip(results, pairs)
     ]
-    path = model.directory / "eval" / "samples.jsonl"
-    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    output.write_lines(model.directory / "eval" / "samples.jsonl", samples)
     for sample in samples:
         print(f"\ninput:      {sample['inputs']}\ntarget:     {sample['targets']}\nprediction: {sample['prediction']}")
 

@@ -23,7 +23,7 @@ def describe(job: Job, topology: str | None, config_text: str) -> None:
       UserError: the job does not fit the devices: mesh, batch or an axis does not divide.
     """
     devices, hosts, place = _on_slice(topology) if topology else _on_this_machine()
-    batching.owned_shards(job.data_shards, job.batch_size, 0, hosts)
+    batching.owned_shards(job.data_shards, 0, hosts)
     mesh = job.partition.abstract(devices)
     with jax.sharding.use_abstract_mesh(mesh):
         program = lay_out(job, mesh)

@@ -185,7 +185,9 @@ def _evaluations(evaluations: Sequence[Mapping]) -> str:
         return ""
     newest = sorted(evaluations, key=lambda e: e.get("step", 0))[-_EVALUATIONS:]
     first = ["step", "task", "split"]
-    keys = first + [k for k in dict.fromkeys(k for e in newest for k in e) if k not in first]
+    # Texts of several lines, which metric functions may give, would burst the table.
+    fitting = (k for e in newest for k, v in e.items() if not (isinstance(v, str) and "\n" in v))
+    keys = first + [k for k in dict.fromkeys(fitting) if k not in first]
     head = "".join(f"<th>{escape(_words(k))}</th>" for k in keys)
     rows = "".join("<tr>" + "".join(_cell(e.get(k, "")) for k in keys) + "</tr>" for e in reversed(newest))
     left = len(evaluations) - len(newest)
@@ -197,7 +199,7 @@ def _evaluations(evaluations: Sequence[Mapping]) -> str:
 
 
 def _cell(value) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return f'<td class="number">{number(value)}</td>'
     return f"<td>{escape(value if isinstance(value, str) else json.dumps(value))}</td>"
 

@@ -1,5 +1,7 @@
 """t5x_lite train: shapes, shardings, state, data, compile, loop."""
 
+import contextlib
+import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,7 +9,7 @@ from functools import partial
 import jax
 from etils import epath
 
-from t5x_lite import config
+from t5x_lite import config, output, validation
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.errors import UserError
@@ -15,9 +17,10 @@ from t5x_lite.job import UNUSED_WHEN_DRY, Job
 from t5x_lite.model import flops, network
 from t5x_lite.model_dir import CONFIG, DONE, VOCABULARY
 from t5x_lite.parallel import chips, start
-from t5x_lite.program import Program, abstract_batch, eval_step, init_params, init_state, lay_out, train_step
-from t5x_lite.train import checkpoint, evaluation, loop
-from t5x_lite.train.metrics import MetricsWriter, append_result, say, write_whole
+from t5x_lite.program import Program, abstract_batch, init_params, init_state, lay_out, train_step
+from t5x_lite.task import open_task
+from t5x_lite.train import checkpoint, loop
+from t5x_lite.train.metrics import MetricsWriter, say, write_whole
 
 
 def main(args) -> None:
@@ -39,67 +42,6 @@ def main(args) -> None:
         train(job, config.resolved(), began)
 
 
-def open_task(job: Job):
-    """The job's seqio task or mixture, and what explains the errors of its pipeline.
-
-    Checks what can be wrong with the vocabulary and the data before anything is compiled.
-    """
-    from t5x_lite.tasks import quiet, vocabulary
-
-    check_vocabulary(job, vocabulary.size(job.vocabulary))
-    quiet.load_tensorflow()
-    from t5x_lite.tasks import registry, sources
-
-    task = registry.prepare(
-        job.mixture_or_task_name, job.mixture_or_task_module, job.vocabulary, job.data_glob, job.validation_glob,
-        job.data_dir, job.use_cached_tasks,
-    )  # fmt: skip
-    return task, sources.explain
-
-
-def check_vocabulary(job: Job, size: int) -> None:
-    """Refuses a vocabulary with ids that the embedding table does not have."""
-    if size > job.model.vocab_size:
-        raise UserError(
-            f"the vocabulary {job.vocabulary} has {size} ids, but the model's table has {job.model.vocab_size} rows",
-            "ids past the table would be read as its last row",
-            f"set --gin.architecture.Architecture.vocab_size={-(-size // 128) * 128} or use the model's own vocabulary",
-        )
-
-
-def vocabulary_file(job: Job, model_dir: epath.Path) -> bytes | None:
-    """The SentencePiece model of the job, None for bytes.
-
-    Raises:
-      UserError: the model directory was trained with another one.
-    """
-    from t5x_lite.tasks import codec
-
-    source = codec.model_file(job.vocabulary)
-    if source is None:
-        return None
-    data, copy = epath.Path(source).read_bytes(), model_dir / VOCABULARY
-    if copy.exists() and copy.read_bytes() != data:
-        raise UserError(
-            f"VOCABULARY={job.vocabulary} is not the vocabulary that {model_dir} was trained with",
-            f"it differs from the copy {copy}",
-            f"Set --gin.VOCABULARY={copy}, or choose another --gin.MODEL_DIR",
-        )
-    return data
-
-
-def identity(job: Job) -> dict:
-    """What the data shards are a cut of: a saved position is good only under the same."""
-    return {
-        "MIXTURE_OR_TASK_NAME": job.mixture_or_task_name,
-        "TASK_FEATURE_LENGTHS": dict(job.feature_lengths),
-        "DATA_SHARDS": job.data_shards,
-        "RANDOM_SEED": job.seed,
-        "PACK": job.pack,
-        "USE_CACHED_TASKS": job.use_cached_tasks,
-    }
-
-
 def train(job: Job, config_text: str, began: float) -> None:
     """Trains a job to its end, from its newest checkpoint where there is one.
 
@@ -107,65 +49,167 @@ def train(job: Job, config_text: str, began: float) -> None:
       UserError: wrong input, before anything is compiled or written.
       Preempted, RunError: see `loop.run`.
     """
+    model_dir = epath.Path(job.model_dir)
+    output.check_folder(model_dir, "--gin.MODEL_DIR")
+    if _is_finished(job, checkpoint.steps(model_dir)):
+        return
     start.compilation_cache()
+    start.keep_memory()
     devices = jax.devices()
     mesh = job.partition.build(devices)
-    shards = batching.owned_shards(job.data_shards, job.batch_size, jax.process_index(), jax.process_count())
-    model_dir = epath.Path(job.model_dir)
+    shards = batching.owned_shards(job.data_shards, jax.process_index(), jax.process_count())
 
-    with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
-        program = lay_out(job, mesh)
+    with contextlib.ExitStack() as ending:
+        stop = ending.enter_context(loop.StopRequest(job.model_dir))
+        ending.enter_context(jax.set_mesh(mesh))
+        # What another process still writes there is not to be gone on with.
+        resumable = model_dir.is_dir()
+        if resumable:
+            ending.enter_context(_held(model_dir))
         done = checkpoint.steps(model_dir)
-        if done and done[-1] >= job.train_steps:
-            say(f"t5x_lite: {model_dir} is already at step {done[-1]} of {job.train_steps}: nothing to do")
-            (model_dir / DONE).touch()
-            return
+        program = lay_out(job, mesh)
+        batch_shapes = abstract_batch(job, program)
         # What can be wrong with the input is found before anything is compiled or written.
         task, explain = open_task(job)
-        vocabulary = vocabulary_file(job, model_dir)
-        if job.eval_period:
-            examples.check_split(task, "validation", job.use_cached_tasks)
-        batch_shapes = abstract_batch(job, program)
-        source = None if done or not job.initial_checkpoint else find_initial(job)
+        vocabulary = vocabulary_file(job)
+        identity = data_identity(job, task, vocabulary)
+        validation.check(job, task)
+        saved = find_start(job, program, done, vocabulary, identity)
         streams = examples.train_streams(
             task, shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
         )
         _say_start(job, program, devices)
 
-        place = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
-        compiled = beside.submit(_compile, train_step(job, program), mesh, program.state, batch_shapes)
-        first, state, position = _initial(job, program, done, source, shards)
-        plan = _plan(job, devices)
+        ending.enter_context(loop.failures(job.model_dir))
+        compiling = ThreadPoolExecutor(1)
+        # The compiler cannot be stopped: where something else fails, nobody waits for it.
+        ending.callback(compiling.shutdown, wait=False)
+        compiled = compiling.submit(_compile, train_step(job, program), mesh, program.state, batch_shapes)
+        state, position, tokens_before = read_start(job, program, saved, bool(done), shards)
+        plan = _plan(job, devices, int(state["step"]), tokens_before, identity)
+        onto_devices = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
         batches = batching.TrainBatches(
-            streams,
-            position,
-            job.feature_lengths,
-            job.batch_size // job.data_shards,
-            job.pack,
-            place,
-            first,
-            job.train_steps,
-            plan.saves,
-        )
+            streams, position, job.feature_lengths, job.batch_size // job.data_shards, job.pack, onto_devices,
+            plan.first_step, job.train_steps, plan.saves,
+        )  # fmt: skip
+        ending.callback(batches.close)
         batches.wait_for_first()
-        _write_description(config_text, vocabulary, model_dir)
-        checkpoints = checkpoint.manager(model_dir, job.keep_checkpoints)
-        writer = MetricsWriter(model_dir, first, active=jax.process_index() == 0)
-        evaluate = partial(_evaluate, job, eval_step(program), task, explain, writer, place)
-        with loop.StopRequest() as stop:
-            compiled_step = compiled.result()
-            say(f"ready after {time.monotonic() - began:.1f} s; training from step {first} to {job.train_steps}")
-            try:
-                loop.run(
-                    plan, state, first, compiled_step, batches, checkpoints, writer, evaluate, stop,
-                    lambda: say(f"first step done after {time.monotonic() - began:.1f} s"),
-                )  # fmt: skip
-            finally:
-                writer.close()
-                checkpoints.close()
+        if not resumable:
+            model_dir.mkdir(parents=True, exist_ok=True)
+            ending.enter_context(_held(model_dir))
+        _describe(config_text, vocabulary, model_dir)
+        checkpoints = ending.enter_context(checkpoint.manager(job.model_dir, job.keep_checkpoints))
+        writer = MetricsWriter(job.model_dir, plan.first_step, active=jax.process_index() == 0)
+        ending.callback(writer.close)
+        evaluate = validation.evaluator(job, program, task, explain, writer, onto_devices, stop.seen)
+        compiled_step = compiled.result()
+        say(f"ready after {time.monotonic() - began:.1f} s; training from step {plan.first_step} to {job.train_steps}")
+        stop.training()
+        if done and validation.is_missing(job, task, plan.first_step):
+            if not evaluate(state["params"], plan.first_step):
+                raise loop.preempted(plan, plan.first_step)
+        loop.run(
+            plan, state, compiled_step, batches, checkpoints, writer, evaluate, stop,
+            lambda: say(f"first step done after {time.monotonic() - began:.1f} s"),
+        )  # fmt: skip
     if jax.process_index() == 0:
         (model_dir / DONE).touch()
         say(f"done: step {job.train_steps} is saved in {model_dir}")
+
+
+def _is_finished(job: Job, done: list[int]) -> bool:
+    """Whether there is nothing left to do, and says so."""
+    at = done[-1] if done else -1
+    if at > job.train_steps or at == job.train_steps and (epath.Path(job.model_dir) / DONE).exists():
+        say(f"t5x_lite: {job.model_dir} is already at step {at} of {job.train_steps}: nothing to do")
+        return True
+    return False
+
+
+def _held(model_dir: epath.Path) -> contextlib.AbstractContextManager:
+    """The first host keeps the directory for the run."""
+    return contextlib.nullcontext() if jax.process_index() else output.held(model_dir, "--gin.MODEL_DIR")
+
+
+def vocabulary_file(job: Job) -> bytes | None:
+    """The SentencePiece model of the job, None for bytes."""
+    from t5x_lite.tasks import codec
+
+    source = codec.model_file(job.vocabulary)
+    return None if source is None else epath.Path(source).read_bytes()
+
+
+def data_identity(job: Job, task, vocabulary: bytes | None) -> dict:
+    """What the data shards are a cut of: a saved position is good only under the same."""
+    from t5x_lite.tasks import fingerprint
+
+    return {
+        "--gin.MIXTURE_OR_TASK_NAME": job.mixture_or_task_name,
+        "--gin.TASK_FEATURE_LENGTHS": dict(job.feature_lengths),
+        "--gin.DATA_SHARDS": job.data_shards,
+        "--gin.RANDOM_SEED": job.seed,
+        "--gin.PACK": job.pack,
+        "--gin.USE_CACHED_TASKS": job.use_cached_tasks,
+        "--gin.VOCABULARY": _known_as(vocabulary),
+        **fingerprint.of(task, job.use_cached_tasks),
+    }
+
+
+def _known_as(vocabulary: bytes | None) -> str:
+    return "bytes" if vocabulary is None else f"a SentencePiece model, md5 {hashlib.md5(vocabulary).hexdigest()[:12]}"
+
+
+def find_start(job: Job, program: Program, done: list[int], vocabulary: bytes | None, identity: dict):
+    """The checkpoint to begin with, found to fit: the newest of the run, the initial one, or None.
+
+    Raises:
+      UserError: it is of another model, optimizer, vocabulary or cut of the data.
+    """
+    if done:
+        saved = epath.Path(job.model_dir) / checkpoint.FOLDER / str(done[-1])
+        checkpoint.check(saved, program.state, identity)
+        return saved
+    if not job.initial_checkpoint:
+        return None
+    directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
+    if at >= job.train_steps:
+        raise UserError(
+            f"TRAIN_STEPS={job.train_steps} leaves nothing to train",
+            f"it counts the steps of INITIAL_CHECKPOINT_PATH={job.initial_checkpoint} too, which is at step {at}",
+            f"set --gin.TRAIN_STEPS to more than {at}",
+        )
+    copy = directory / VOCABULARY
+    if copy.exists() and copy.read_bytes() != vocabulary:
+        raise UserError(
+            f"VOCABULARY={job.vocabulary} is not the vocabulary of INITIAL_CHECKPOINT_PATH={job.initial_checkpoint}",
+            f"its embeddings were trained with {copy}",
+            f"set --gin.VOCABULARY={copy}",
+        )
+    saved = directory / checkpoint.FOLDER / str(at)
+    checkpoint.check(saved, {name: program.state[name] for name in _taken(job, saved)}, None)
+    return saved
+
+
+def _taken(job: Job, saved: epath.Path) -> list[str]:
+    """What a new run takes of an initial checkpoint."""
+    with_optimizer = job.initial_optimizer_state and "opt_state" in checkpoint.entries(saved)
+    return ["params", "step", *(["opt_state"] if with_optimizer else [])]
+
+
+def read_start(job: Job, program: Program, saved: epath.Path | None, resumed: bool, shards: list[int]):
+    """The state to begin with, the data position of each shard (None: the beginning), and the tokens seen so far."""
+    if saved is None:
+        params = init_params(job, program)(jax.random.key(job.seed))
+        return init_state(program)(params), None, 0
+    if resumed:
+        say(f"resuming from {job.model_dir} at step {saved.name}")
+        with checkpoint.manager(job.model_dir, keep=None, read_only=True) as checkpoints:
+            state, position = checkpoint.restore(checkpoints, int(saved.name), program.state, shards)
+        return state, position.shards, position.tokens_seen
+    say(f"starting from the checkpoint {saved.parent.parent} of step {saved.name}")
+    part = checkpoint.restore_part(saved, {name: program.state[name] for name in _taken(job, saved)})
+    before = checkpoint.position_of(saved)
+    return init_state(program)(part["params"]) | part, None, before["tokens_seen"] if before else 0
 
 
 def _compile(function, mesh, *shapes):
@@ -174,44 +218,13 @@ def _compile(function, mesh, *shapes):
         return function.lower(*shapes).compile()
 
 
-def find_initial(job: Job) -> tuple[epath.Path, int]:
-    """The model directory and step of INITIAL_CHECKPOINT_PATH, whose steps TRAIN_STEPS counts too."""
-    directory, at = checkpoint.find(job.initial_checkpoint, "--gin.INITIAL_CHECKPOINT_PATH")
-    if at >= job.train_steps:
-        raise UserError(
-            f"TRAIN_STEPS={job.train_steps} leaves nothing to train",
-            f"it counts the steps of INITIAL_CHECKPOINT_PATH={job.initial_checkpoint} too, which is at step {at}",
-            f"set --gin.TRAIN_STEPS to more than {at}",
-        )
-    return directory, at
-
-
-def _initial(job: Job, program: Program, done: list[int], source, shards: list[int]):
-    """The step, state and data position to begin with: resumed, from an initial checkpoint, or fresh."""
-    if done:
-        say(f"resuming from {job.model_dir} at step {done[-1]}")
-        with checkpoint.manager(job.model_dir, keep=None, read_only=True) as checkpoints:
-            state, position = checkpoint.restore(checkpoints, done[-1], program.state, identity(job), shards)
-        return done[-1], state, position.shards
-    if source is None:
-        params = init_params(job, program)(jax.random.key(job.seed))
-        return 0, init_state(program)(params), None
-    directory, at = source
-    say(f"starting from the checkpoint {directory} of step {at}")
-    saved = directory / checkpoint.FOLDER / str(at)
-    wanted = ["params", "step"]
-    if job.initial_optimizer_state and "opt_state" in checkpoint.entries(saved):
-        wanted.append("opt_state")
-    part = checkpoint.restore_part(saved, {name: program.state[name] for name in wanted})
-    state = init_state(program)(part["params"]) | part
-    return int(state["step"]), state, None
-
-
-def _plan(job: Job, devices) -> loop.Plan:
+def _plan(job: Job, devices, first_step: int, tokens_before: int, identity: dict) -> loop.Plan:
     lengths = job.feature_lengths
     return loop.Plan(
-        model_dir=str(job.model_dir),
+        model_dir=job.model_dir,
+        first_step=first_step,
         train_steps=job.train_steps,
+        tokens_before=tokens_before,
         log_period=job.log_period,
         save_period=job.save_period,
         eval_period=job.eval_period,
@@ -220,36 +233,18 @@ def _plan(job: Job, devices) -> loop.Plan:
         sequences_per_batch=job.batch_size,
         flops_per_batch=flops.train_step(job.model, job.batch_size, lengths["inputs"], lengths["targets"]),
         peak_flops=chips.peak_flops(devices[0].device_kind),
-        identity=identity(job),
+        identity=identity,
     )
 
 
-def _write_description(config_text: str, vocabulary: bytes | None, model_dir: epath.Path) -> None:
+def _describe(config_text: str, vocabulary: bytes | None, model_dir: epath.Path) -> None:
     """Makes the model directory self-describing: its configuration and its vocabulary."""
     if jax.process_index():
         return
-    model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / DONE).unlink(missing_ok=True)
     write_whole(model_dir / CONFIG, config_text.encode())
     if vocabulary is not None:
         write_whole(model_dir / VOCABULARY, vocabulary)
-
-
-def _evaluate(job: Job, sums_of, task, explain, writer: MetricsWriter, place, params: dict, at: int) -> None:
-    """Teacher-forced loss and accuracy on the validation split of each task, to the terminal and eval/results.jsonl."""
-    streams = examples.evaluation_streams(
-        task, "validation", job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
-    )
-    host = jax.process_index(), jax.process_count()
-    for name, stream in streams:
-        rows = batching.eval_batches(stream, job.feature_lengths, job.batch_size, job.pack, job.eval_batches, host)
-        result = evaluation.teacher_forced(sums_of, params, map(place, rows))
-        if jax.process_index() == 0:
-            append_result(
-                epath.Path(job.model_dir) / "eval", {"step": at, "task": name, "split": "validation", **result}
-            )
-            writer.scalars(at, {f"eval/{name}/{k}": v for k, v in result.items()})
-            say(f"step {at}  eval {name}: loss {result['loss']:.3f}  accuracy {result['accuracy']:.3f}")
 
 
 def _say_start(job: Job, program: Program, devices) -> None:

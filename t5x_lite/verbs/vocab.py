@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+from t5x_lite import output
+
 
 def main(args) -> None:
     """The verb: writes the model and says how a job uses it."""
     from t5x_lite.tasks import documents, vocabulary
 
-    path = vocabulary.train(documents.expand(args.input, "--input"), args.size, Path(args.output))
+    place = Path(args.output)
+    output.check_local(args.output, "--output")
+    output.check_folder(place.parent if place.suffix == ".model" else place, "--output")
+    path = vocabulary.train(documents.expand(args.input, "--input"), args.size, place)
     pieces = vocabulary.model(str(path)).get_piece_size()
     ids = vocabulary.size(str(path))
     table = -(-ids // 128) * 128  # a multiple of the TPU's lane count, which also divides over most meshes

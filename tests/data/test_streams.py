@@ -1,6 +1,7 @@
 """Streams and batches: exact resumption anywhere, the same batches on any number of hosts, every example once."""
 
 import itertools
+import re
 import time
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_batches_do_not_depend_on_the_number_of_hosts(task):
     def batch(hosts):
         found = []
         for host in range(hosts):
-            owned = batches.owned_shards(SHARDS, 8, host, hosts)
+            owned = batches.owned_shards(SHARDS, host, hosts)
             streams = opened(task, owned)
             found += [row for shard in owned for row in tokens(streams[shard].take(2))]
         return found
@@ -112,34 +113,38 @@ def test_seeds_change_the_batches(task):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_own_whole_shards_and_together_all(hosts):
-    owned = [batches.owned_shards(8, 16, host, hosts) for host in range(hosts)]
+    owned = [batches.owned_shards(8, host, hosts) for host in range(hosts)]
     assert sum(owned, []) == list(range(8))
 
 
-@pytest.mark.parametrize(
-    ("shards", "batch", "hosts", "message"),
-    [
-        (6, 12, 4, r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host owns whole .*--gin\.DATA_SHARDS=8"),
-        (4, 10, 2, r"BATCH_SIZE=10 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=8 or another --gin\.DATA_SHARDS"),
-        (4, 2, 1, r"BATCH_SIZE=2 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=4"),
-    ],
-)
-def test_shards_that_do_not_divide_are_refused(shards, batch, hosts, message):
+def test_shards_that_do_not_divide_are_refused():
+    message = r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host owns whole .*--gin\.DATA_SHARDS=8"
     with pytest.raises(UserError, match=message):
-        batches.owned_shards(shards, batch, 0, hosts)
+        batches.owned_shards(6, 0, 4)
 
 
 @pytest.mark.parametrize(
-    ("batch", "microbatches", "parts", "message"),
+    ("batch", "shards", "microbatches", "parts", "message"),
     [
-        (12, 1, 8, r"BATCH_SIZE=12 does not divide over 8 devices in 1 microbatch\..*multiple of 8\..*BATCH_SIZE=16"),
-        (8, 4, 4, r"BATCH_SIZE=8 does not divide over 4 devices in 4 microbatches\..*multiple of 16.*MICROBATCHES"),
-        (7, 2, 1, r"BATCH_SIZE=7 does not divide over 1 device in 2 microbatches"),
+        (12, 4, 1, 8, r"BATCH_SIZE=12 does not divide over 8 devices in 1 microbatch\..*multiple of 8\..*SIZE=16"),
+        (8, 2, 4, 4, r"BATCH_SIZE=8 does not divide over 4 devices in 4 microbatches\..*multiple of 16.*MICROBATCHES"),
+        (7, 1, 2, 1, r"BATCH_SIZE=7 does not divide over 1 device in 2 microbatches"),
+        (10, 4, 1, 2, r"BATCH_SIZE=10 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=8 or another --gin\.DATA_SHARDS"),
+        (2, 4, 1, 1, r"BATCH_SIZE=2 does not divide by DATA_SHARDS=4\..*BATCH_SIZE=4"),
     ],
 )
-def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(batch, microbatches, parts, message):
+def test_a_batch_that_does_not_divide_is_refused(batch, shards, microbatches, parts, message):
     with pytest.raises(UserError, match=message):
-        batches.check_batch(batch, microbatches, parts)
+        batches.check_batch(batch, shards, microbatches, parts)
+
+
+def test_a_proposed_batch_fits_the_mesh_and_the_shards():
+    for batch, shards, parts in itertools.product(range(1, 40), (1, 3, 4), (1, 8)):
+        try:
+            batches.check_batch(batch, shards, 1, parts)
+        except UserError as error:
+            proposed = int(re.search(r"--gin\.BATCH_SIZE=(\d+)", str(error))[1])
+            batches.check_batch(proposed, shards, 1, parts)
 
 
 def train_batches(streams, restore=None, first=0, last=10, snapshots=lambda step: step % 3 == 0):

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -86,6 +87,15 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(documents.texts([str(tmp_path / name)]))
+
+
+def test_compressed_examples_that_break_off_between_records(tmp_path):
+    path = tmp_path / "a.tfrecord.gz"
+    whole = gzip.open(write(path, TEXTS)).read()
+    packer = zlib.compressobj(wbits=31)
+    path.write_bytes(packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH))
+    with pytest.raises(UserError, match=r"a\.tfrecord\.gz cannot be read\. Compressed file ended before"):
+        list(documents.texts([str(path)]))
 
 
 def test_parquet_without_the_column_or_with_null(tmp_path):

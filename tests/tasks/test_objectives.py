@@ -57,6 +57,22 @@ def test_inputs_that_are_too_short_say_the_length_needed():
         objectives.span_corruption_lengths(512, 1.5)
 
 
+def single_precision_counts(length, density, mean):
+    """Noise tokens and spans as t5.data.preprocessors.random_spans_noise_mask counts them."""
+    noise = int(np.round(np.float32(length) * np.float32(density)))
+    noise = min(max(noise, 1), length - 1)
+    return noise, max(int(np.round(np.float32(noise) / np.float32(mean))), 1)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.15, 0.2, 0.25, 0.3, 0.5])
+@pytest.mark.parametrize("mean", [1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 20.0])
+def test_noise_is_counted_in_single_precision(density, mean):
+    lengths = np.arange(2, 4097)
+    noise, spans = objectives.noise_counts(tf.constant(lengths, tf.int64), density, mean)
+    expected = [single_precision_counts(int(n), density, mean) for n in lengths]
+    assert list(zip(noise.numpy().tolist(), spans.numpy().tolist())) == expected
+
+
 @pytest.mark.parametrize("density, mean", [(0.15, 3.0), (0.15, 1.0), (0.5, 3.0), (0.9, 2.0)])
 def test_spans(density, mean):
     lengths = np.array([568, 568, 190, 100, 31, 5, 3, 2, 1, 568] * 4)
@@ -70,8 +86,8 @@ def test_spans(density, mean):
         if length == 1:
             assert row.tolist() == [0]
             continue
-        noise = min(max(int(np.round(length * density)), 1), length - 1)
-        spans = min(max(int(np.round(noise / mean)), 1), length - noise)
+        noise, spans = single_precision_counts(length, density, mean)
+        spans = min(spans, length - noise)
         assert (row % 2).sum() == noise
         # Numbers rise by at most one from token to token: no span is empty, so no two of one kind touch.
         assert row[0] == 0 and row[-1] == 2 * spans - 1 and set(np.diff(row)) <= {0, 1}
@@ -191,3 +207,6 @@ def test_lengths_that_cannot_hold_the_pairs():
     few = {k: seqio.Feature(seqio.ByteVocabulary(extra_ids=10)) for k in ("inputs", "targets")}
     with pytest.raises(UserError, match="Their 28 spans need a sentinel each, and the vocabulary has 10"):
         objectives.span_corruption(documents([5]), {"inputs": 512, "targets": 114}, few)
+    bytes_alone = {k: seqio.Feature(seqio.ByteVocabulary()) for k in ("inputs", "targets")}
+    with pytest.raises(UserError, match="Their 114 spans need a sentinel each, and the vocabulary has 100"):
+        objectives.span_corruption(documents([5]), {"inputs": 2048, "targets": 512}, bytes_alone)

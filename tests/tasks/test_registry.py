@@ -44,6 +44,7 @@ def test_data_that_is_not_there_is_refused_at_once(tmp_path, name):
 
 def test_modules_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     Path("own_tasks.py").write_text(
         "import functools, seqio\n"
         "from t5x_lite.tasks import objectives, sources, vocabulary\n"
@@ -64,6 +65,75 @@ def test_modules_of_ones_own(tmp_path, monkeypatch):
         registry.prepare("own_task", "broken_tasks")
     with pytest.raises(UserError, match=r"MODULE=gone_tasks cannot be imported. ModuleNotFoundError.*looked for in"):
         registry.prepare("own_task", "gone_tasks")
+
+
+def cached_text(folder):
+    """A cache of `text_span_corruption` as seqio writes them: 30 documents of 20 to 49 tokens, and no file of text."""
+    place = folder / "text_span_corruption"
+    place.mkdir(parents=True)
+    with tf.io.TFRecordWriter(str(place / "train.tfrecord-00000-of-00001")) as file:
+        for i in range(30):
+            tokens = tf.train.Feature(int64_list=tf.train.Int64List(value=[3 + i] * (20 + i)))
+            file.write(tf.train.Example(features=tf.train.Features(feature={"targets": tokens})).SerializeToString())
+    features = {"targets": {"dtype": "int32", "shape": [None]}}
+    (place / "info.train.json").write_text(
+        json.dumps({"features": features, "num_shards": 1, "seqio_version": seqio.__version__})
+    )
+    (place / "stats.train.json").write_text(json.dumps({"examples": 30}))
+    (place / "COMPLETED").touch()
+    return str(folder)
+
+
+@pytest.fixture
+def no_caches():
+    """No folder of caches and no cache found, as in a new process; and so for the next test."""
+
+    def forget():
+        seqio.set_global_cache_dirs([])
+        if "text_span_corruption" in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.get("text_span_corruption")._cache_dir = None
+
+    forget()
+    yield
+    forget()
+
+
+def test_a_cached_task_is_read_from_its_cache_alone(tmp_path, no_caches):
+    folder = cached_text(tmp_path / "caches")
+    task = registry.prepare("text_span_corruption", None, "bytes", use_cached=True, cache_dir=folder)
+    found = rows(task.get_dataset({"inputs": 30, "targets": 10}, use_cached=True, shuffle=False, seed=0))
+    assert set(range(3, 33)) <= {token for inputs, targets in found for token in inputs + targets}
+
+
+def test_a_task_that_is_not_cached_is_refused(tmp_path, no_caches):
+    with pytest.raises(
+        UserError,
+        match=r"USE_CACHED_TASKS=True, but text_span_corruption is not cached. Seqio knows no folder of caches. "
+        r"Set --gin.TASK_CACHE_DIR to .*, or --gin.USE_CACHED_TASKS=False",
+    ):
+        registry.prepare("text_span_corruption", None, "bytes", use_cached=True)
+    with pytest.raises(UserError, match=f"No complete cache of it is in {tmp_path}"):
+        registry.prepare("text_span_corruption", None, "bytes", use_cached=True, cache_dir=str(tmp_path))
+
+
+@pytest.mark.skipif(not (DATA / "seqio_cached").exists(), reason="no cache that seqio wrote is on this machine")
+def test_a_cache_that_seqio_wrote_is_found(no_caches):
+    def add(name, *preprocessors):
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: None, splits=["train"]),
+            preprocessors=preprocessors,
+            output_features={k: seqio.Feature(seqio.ByteVocabulary()) for k in ("inputs", "targets")},
+        )
+
+    add("cached_task", seqio.CacheDatasetPlaceholder(required=True))
+    add("never_cached_task", seqio.preprocessors.append_eos)
+    folder = str(DATA / "seqio_cached")
+    task = registry.prepare("cached_task", use_cached=True, cache_dir=folder)
+    assert task.get_cached_stats("train")["examples"] == 3
+    with pytest.raises(UserError, match="USE_CACHED_TASKS=False, but cached_task is read from a cache only"):
+        registry.prepare("cached_task", cache_dir=folder)
+    assert registry.prepare("never_cached_task", use_cached=True)
 
 
 def text_task(tmp_path, vocabulary="bytes"):

@@ -1,10 +1,12 @@
 """Sources: the same documents in every format and under any sharding, exact resumption, errors with their file."""
 
 import gzip
+import zlib
 
 import pytest
 
 from t5x_lite.errors import UserError
+from t5x_lite.tasks import documents
 from tests.tasks.test_documents import NAMES, write
 
 sources = pytest.importorskip("t5x_lite.tasks.sources")
@@ -19,14 +21,14 @@ def texts_of(dataset):
     return [example["text"].decode() for example in dataset.as_numpy_iterator()]
 
 
-def several(folder, name, files, documents=11):
+def several(folder, name, files, count=11):
     """Files that hold "document 0", "document 1", ..., and the source over them."""
     (folder / "data").mkdir(exist_ok=True)
     paths = [
-        write(folder / "data" / f"{k}{name}", [f"document {k * documents + i}\nmore" for i in range(documents)])
+        write(folder / "data" / f"{k}{name}", [f"document {k * count + i}\nmore" for i in range(count)])
         for k in range(files)
     ]
-    return [f"document {i}\nmore" for i in range(files * documents)], sources.Documents(lambda split: paths)
+    return [f"document {i}\nmore" for i in range(files * count)], sources.Documents(lambda split: paths)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,7 +40,7 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5, 7, 16])
 def test_shards_partition_the_documents(tmp_path, shards):
-    expected, source = several(tmp_path, "a.jsonl", files=5, documents=16)
+    expected, source = several(tmp_path, "a.jsonl", files=5, count=16)
     parts = [
         texts_of(source.get_dataset("train", shuffle=False, shard_info=seqio.ShardInfo(index, shards)))
         for index in range(shards)
@@ -95,6 +97,7 @@ def explained(source):
         ("a.parquet", b"none", r"a.parquet cannot be read. It is no Parquet file"),
         ("a.tfrecord", b"no records at all", r"a.tfrecord cannot be read. Corrupted record at 0"),
         ("a.json.gz", b"not compressed", r"a.json.gz cannot be read. Not a gzipped file"),
+        ("a.json.gz", b"", r"a.json.gz cannot be read. It has no bytes at all"),
     ],
 )
 def test_errors_inside_the_pipeline_name_the_file(tmp_path, name, content, message):
@@ -104,6 +107,33 @@ def test_errors_inside_the_pipeline_name_the_file(tmp_path, name, content, messa
     assert isinstance(error, UserError)
     with pytest.raises(UserError, match=message):
         raise error
+
+
+def broken_off(path):
+    """A compressed file of 100 documents that breaks off exactly where one of them ends."""
+    whole = gzip.open(write(path, [f"document {i}" for i in range(100)])).read()
+    packer = zlib.compressobj(wbits=31)
+    path.write_bytes(packer.compress(whole) + packer.flush(zlib.Z_FULL_FLUSH))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl.gz", "a.txt.gz", "a.tfrecord.gz"])
+def test_a_compressed_file_that_breaks_off_between_records_is_not_taken_for_whole(tmp_path, name):
+    source = sources.Documents(lambda split: [broken_off(tmp_path / name)])
+    for shard in (None, seqio.ShardInfo(0, 7), seqio.ShardInfo(6, 7)):
+        with pytest.raises(tf.errors.OpError) as caught:
+            texts_of(source.get_dataset("train", shuffle=False, shard_info=shard))
+        assert f"{name} cannot be read. Compressed file ended before" in str(sources.explain(caught.value))
+
+
+def test_a_compressed_file_is_checked_once(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(documents, "open_file", lambda path: opened.append(path) or open(path, "rb"))
+    for name in ("a.json.gz", "a.txt.gz", "a.tfrecord.gz", "a.jsonl", "a.txt"):
+        _, source = several(tmp_path, name, files=2)
+        for index in range(3):
+            texts_of(source.get_dataset("train", shard_info=seqio.ShardInfo(index, 3)).repeat(2))
+    assert len(opened) == len(set(opened)) == 6 and all(path.endswith(".gz") for path in opened)
 
 
 def test_an_example_without_text(tmp_path):

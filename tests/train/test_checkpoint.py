@@ -49,13 +49,14 @@ def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
     state, values = drawn(laid_out(tiny.shipped("fsdp"), 4).state)
     with checkpoint.manager(str(directory), keep=3) as checkpoints:
-        checkpoint.save(checkpoints, 7, state, checkpoint.Position(IDENTITY, SHARDS))
+        checkpoint.save(checkpoints, 7, state, checkpoint.Position(IDENTITY, 700, SHARDS))
     return directory, values
 
 
 def restore(directory, abstract, identity=IDENTITY, shards=(0, 1), step=7):
+    checkpoint.check(epath.Path(directory) / f"checkpoints/{step}", abstract, identity)
     with checkpoint.manager(str(directory), keep=None, read_only=True) as checkpoints:
-        return checkpoint.restore(checkpoints, step, abstract, identity, list(shards))
+        return checkpoint.restore(checkpoints, step, abstract, list(shards))
 
 
 @pytest.mark.parametrize(("name", "devices"), [("fsdp", 4), ("data", 1), ("data", 8), ("fsdp", 8), ("2d", 8)])
@@ -64,7 +65,7 @@ def test_restored_equals_saved_on_any_mesh(written, name, devices):
     abstract = laid_out(tiny.shipped(name), devices).state
     state, position = restore(directory, abstract)
     assert_bits(state, values, abstract)
-    assert position.shards == SHARDS
+    assert (position.shards, position.tokens_seen, position.identity) == (SHARDS, 700, IDENTITY)
 
 
 def test_a_host_reads_its_own_shards(written):
@@ -82,7 +83,7 @@ def test_parameters_alone(written):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"DATA_SHARDS": 4}, r"DATA_SHARDS is 4, but the data position in \S+7/data was saved under 2\..*SHARDS back"),
+        ({"DATA_SHARDS": 4}, r"DATA_SHARDS is 4, but the data position in \S+7 was saved under 2\..*SHARDS back"),
         ({"PACK": False}, r"PACK is False, but .* under True\. The stream of examples .*INITIAL_CHECKPOINT_PATH"),
         (
             {"TASK_FEATURE_LENGTHS": {"inputs": 14, "targets": 10}},
@@ -110,8 +111,13 @@ def test_another_model_is_refused(written):
 
 def test_another_optimizer_is_refused(written):
     other = laid_out(optimizer=optimizer.adamw_rms()).state
-    with pytest.raises(UserError, match=r"opt_state/\S* .* is of another optimizer\. Use the same optim/"):
+    with pytest.raises(UserError, match=r"opt_state/\S* .* is of another optimizer\. Use the same optim/\S*\.gin\.$"):
         restore(written[0], other)
+    # A start may leave it behind.
+    start = epath.Path(written[0]) / "checkpoints/7"
+    with pytest.raises(UserError, match=r"another optimizer\. .* begin its state anew with .*OPTIMIZER_STATE=False"):
+        checkpoint.check(start, {"opt_state": other["opt_state"]}, None)
+    checkpoint.check(start, {"params": other["params"]}, None)
 
 
 def test_a_converted_checkpoint_is_no_run_to_resume(tmp_path):
@@ -129,7 +135,7 @@ def test_the_newest_are_kept_and_all_is_whole(tmp_path):
     state, _ = drawn(laid.state)
     with checkpoint.manager(str(tmp_path), keep=2) as checkpoints:
         for step in (2, 4, 6, 8):
-            checkpoint.save(checkpoints, step, state, checkpoint.Position(IDENTITY, {0: b"%d" % step}))
+            checkpoint.save(checkpoints, step, state, checkpoint.Position(IDENTITY, 100 * step, {0: b"%d" % step}))
     assert checkpoint.steps(str(tmp_path)) == [6, 8]
     assert restore(tmp_path, laid.state, shards=[0], step=6)[1].shards == {0: b"6"}
 
@@ -141,7 +147,7 @@ def test_the_newest_are_kept_and_all_is_whole(tmp_path):
     assert checkpoint.steps(str(tmp_path)) == [6, 8]
     assert checkpoint.find(str(tmp_path))[1] == 8
     with checkpoint.manager(str(tmp_path), keep=2) as checkpoints:
-        checkpoint.save(checkpoints, 10, state, checkpoint.Position(IDENTITY, {0: b"10"}))
+        checkpoint.save(checkpoints, 10, state, checkpoint.Position(IDENTITY, 1000, {0: b"10"}))
     assert sorted(path.name for path in folder.iterdir()) == ["10", "8"]
 
 
@@ -150,11 +156,13 @@ def test_references(written, tmp_path):
     expected = (epath.Path(directory), 7)
     for reference in (directory, f"{directory}@latest", f"{directory}@7", f"{directory}/checkpoints/7"):
         assert checkpoint.find(reference) == expected
+    (tmp_path / "begun/checkpoints").mkdir(parents=True)
     refused = {
         f"{directory}@8": r"--checkpoint=\S+@8 names no checkpoint\. \S+ has the steps 7\. Write \S+@latest or \S+@7",
         f"{directory}@newest": "names no checkpoint",
         f"{directory}/checkpoints/9": r"has the steps 7",
         str(tmp_path / "gone"): r"--checkpoint=\S+gone is no directory",
+        str(tmp_path / "begun"): r"begun has no committed checkpoint yet\. .* go on with its train command",
         str(tmp_path): r"is no model directory\. It has no checkpoints/STEP with a committed .*t5x_lite convert",
     }
     for reference, message in refused.items():

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from t5x_lite.errors import UserError
 from t5x_lite.train import optimizer, schedule
 
 # Logical axes of a small tree: a factored and an unfactored stack, and parameters of no stack.
@@ -155,3 +156,17 @@ def test_schedules_with_a_ramp_at_either_end():
 
 def test_fine_tuning_schedule():
     np.testing.assert_allclose([schedule.constant()(step) for step in (0, 1, 1_000_000)], 0.001, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedule.rsqrt(warmup_steps=0), r"rsqrt\.warmup_steps is 0\. .*sqrt\(warmup_steps\).*--gin\.schedule"),
+        (lambda: schedule.rsqrt(linear_decay_steps=5), r"rsqrt\.total_steps is None\. .*linear_decay_steps end there"),
+        (lambda: schedule.rsqrt(linear_decay_steps=-1), r"rsqrt\.linear_decay_steps is -1"),
+        (lambda: schedule.linear_warmup(schedule.constant(), 0), r"linear_warmup\.steps is 0"),
+    ],
+)
+def test_a_schedule_without_a_rate_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -91,6 +92,29 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted(run):
     np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0.05, 0.05, 0.05 / 2**0.5], rtol=1e-6)
     recovered, _ = run([BATCHES[0], bad, BATCHES[1], BATCHES[2]])
     assert (recovered["step"], recovered["nonfinite_steps"], recovered["nonfinite_in_a_row"]) == (4, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["rate", "update"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(kind):
+    """Loss and gradient are finite here: only the rate, or what the optimizer makes of the gradient, is not."""
+    from_step = 1
+
+    def rate(step):
+        return jnp.where((kind == "rate") & (step >= from_step), jnp.inf, 0.01)
+
+    def scale(updates, state, params=None):
+        factor = jnp.where((kind == "update") & (state >= from_step), jnp.nan, 1.0)
+        return jax.tree.map(lambda u: factor * u, updates), state + 1
+
+    broken = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), scale)
+    run = tiny.runner(tiny.job(learning_rate=rate, optimizer=broken))
+    before, _ = run(BATCHES[:1])
+    after, metrics = run(BATCHES)
+    assert_identical(before["params"], after["params"])
+    assert_identical(before["opt_state"], after["opt_state"])
+    assert [bool(m["finite"]) for m in metrics] == [True, False, False]
+    assert (after["step"], after["nonfinite_steps"], after["nonfinite_in_a_row"]) == (3, 2, 2)
+    assert all(np.isfinite(m["grad_norm"]) and np.isfinite(m["update_norm"]) for m in metrics)
 
 
 def test_gradients_are_those_of_the_mean_over_target_tokens():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import cli
+from t5x_lite.errors import UserError
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.verbs import bench, bench_huggingface, bench_startup, bench_train
 
@@ -96,7 +97,7 @@ def test_the_peer_has_the_shape_of_the_job():
     assert (settings["d_model"], settings["num_heads"], settings["d_kv"], settings["d_ff"]) == (8, 2, 4, 16)
     assert (settings["num_layers"], settings["num_decoder_layers"]) == (3, 2)
     assert settings["feed_forward_proj"] == "gated-gelu" and not settings["tie_word_embeddings"]
-    with pytest.raises(bench_huggingface.UserError, match="mlp_activations"):
+    with pytest.raises(UserError, match="mlp_activations"):
         bench_huggingface.configuration(Architecture(mlp_activations=("silu", "silu")))
 
 
@@ -112,7 +113,9 @@ def test_all_contestants_see_the_same_tokens_and_no_padding():
     "flags, text",
     [
         (["--runs=0"], "--runs does not fit. It is '0', not a whole number of at least 1."),
-        (["--output=/nowhere/at/all.json"], "--output=/nowhere/at/all.json. Its folder is not there."),
+        (["--output=/nowhere/at/all.json"], "--output=/nowhere/at/all.json cannot be written. No such file"),
+        (["--gin.BATCH_SIZE=4"], "--gin.BATCH_SIZE is given. Bench train sets it itself. Give --batch_size."),
+        (["--gin.architecture.Architecture.dtype=bfloat16"], "sets it itself. Give --dtype."),
         (["--gin_file=models/huge.gin"], "--gin_file=models/huge.gin is not there"),
         ([*TINY, "--gin.architecture.Architecture.mlp_dim=0"], "Architecture.mlp_dim is 0"),
     ],
@@ -120,6 +123,22 @@ def test_all_contestants_see_the_same_tokens_and_no_padding():
 def test_wrong_flags_are_refused_before_anything_is_measured(flags, text, capsys):
     assert cli.run(["bench", "train", *flags]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_what_bench_startup_sets_is_refused_too(capsys):
+    assert cli.run(["bench", "startup", "--gin.MODEL_DIR=m"]) == 2
+    assert "--gin.MODEL_DIR is given. Bench startup sets it itself." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", bench._SET["train"])
+def test_what_a_measurement_sets_is_no_users_choice(name, capsys):
+    assert cli.run(["bench", "train", f"--gin.{name}=1"]) == 2
+    assert f"--gin.{name} is given. Bench train sets it itself." in capsys.readouterr().err
+
+
+def test_figures_that_json_cannot_hold_are_null():
+    result = {"a": [1.0, float("nan"), {"b": float("inf")}], "c": (2, "x", None, True)}
+    assert bench._finite(result) == {"a": [1.0, None, {"b": None}], "c": [2, "x", None, True]}
 
 
 def test_table_aligns_names_left_and_figures_right():

@@ -1,5 +1,8 @@
 """Models between formats by the command line: there and back, fine-tuned on, and refused where they cannot go."""
 
+import contextlib
+import dataclasses
+import errno
 import json
 import re
 from pathlib import Path
@@ -12,6 +15,7 @@ from safetensors.numpy import load_file
 
 from t5x_lite import cli, model_dir
 from t5x_lite.train import checkpoint
+from t5x_lite.verbs import convert
 
 REFERENCES = Path(__file__).parents[1] / "references"
 
@@ -82,6 +86,62 @@ def test_directories_of_transformers_come_back_with_their_tensors(version, tmp_p
     assert not any("embed_tokens" not in name for name in original.keys() ^ back.keys())
 
 
+def test_a_converted_model_is_evaluated_on_the_task_that_is_named(there_and_back, corpus, tmp_path, capfd):
+    flags = ["eval", f"--checkpoint={there_and_back}/native", f"--output_dir={tmp_path}"]
+    error = refused(capfd, *flags)
+    assert re.search(r"no --mixture_or_task is given\. .* was converted.* [Gg]ive --mixture_or_task=NAME", error), error
+    assert not any(tmp_path.iterdir())
+    lengths = {"inputs": 40, "targets": 16}
+    data = [f"--gin.VALIDATION_GLOB={corpus}/validation.jsonl", f"--gin.TASK_FEATURE_LENGTHS={lengths}"]
+    assert cli.run([*flags, "--mixture_or_task=text_span_corruption", "--num_examples=3", *data]) == 0
+    assert "text_span_corruption  step 0  loss" in capfd.readouterr().out
+
+
+@pytest.fixture
+def bucket(trained, monkeypatch):
+    """gs://bucket/model, which lies in a local folder."""
+
+    class Bucket(epath.backend._OsPathBackend):
+        def __getattribute__(self, name):
+            found = super().__getattribute__(name)
+            if name.startswith("_"):
+                return found
+            return lambda path, *more: found(str(path).replace("gs://bucket", str(trained.parent)), *more)
+
+    monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)  # whose own gs:// would come first
+    monkeypatch.setitem(epath.gpath._PREFIX_TO_BACKEND, "gs", Bucket())
+    return "gs://bucket/model"
+
+
+def test_a_model_in_an_object_store_is_described_by_what_lies_there(bucket):
+    job = model_dir.read_job(epath.Path(bucket))
+    assert job.vocabulary == f"{bucket}/vocabulary.model" and job.train_steps == 12
+
+
+def test_a_model_in_an_object_store_comes_with_its_vocabulary(trained, bucket, tmp_path, monkeypatch):
+    """gs:// is no local path: pathlib would make gs:/ of it."""
+
+    @contextlib.contextmanager
+    def remote(*_, restored=model_dir.restored):
+        with restored(str(trained), (), ()) as model:
+            yield dataclasses.replace(model, directory=epath.Path(bucket))
+
+    monkeypatch.setattr(model_dir, "restored", remote)
+    convert.to_huggingface(bucket, str(tmp_path / "hf"))
+    assert (tmp_path / "hf/spiece.model").read_bytes() == (trained / "vocabulary.model").read_bytes()
+
+
+def test_a_disk_that_is_full_leaves_nothing(trained, tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_params", full)
+    source = f"--input={REFERENCES}/hf_t5_1_0"
+    assert cli.run(["convert", "--from=hf", source, f"--output={tmp_path}/a/b"]) == 1
+    assert "a/b could not be written: No space left on device. Nothing is left of it" in capfd.readouterr().err
+    assert list((tmp_path / "a").iterdir()) == []
+
+
 def refused(capfd, *argv):
     assert cli.run(list(argv)) == 2
     error = capfd.readouterr().err
@@ -100,6 +160,8 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(trained, tmp_pat
         ("--from=native", f"--input={tmp_path}", new): "no model directory",
         ("--from=hf", f"--input={tmp_path}/gone", new): "gone",
         ("--from=hf", f"--input={trained}", new): "config.json",
+        ("--from=native", f"--input={trained}", f"--output={full}/file/x"): r"--output=\S*file/x cannot be written",
+        ("--from=hf", f"--input={REFERENCES}/hf_t5_1_0", "--output=/proc/x"): r"--output=/proc/x cannot be written",
     }
     for argv, message in cases.items():
         error = refused(capfd, "convert", *argv)

@@ -1,13 +1,18 @@
 """eval, infer and score of one trained model: against each other, and against metrics worked out by hand."""
 
+import errno
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, model_dir, task_metrics
+from t5x_lite.task import open_task
 from t5x_lite.tasks import codec
+from t5x_lite.verbs import evaluate
 
 MODULE = '''
 import functools
@@ -39,14 +44,37 @@ def mean_score(targets, scores):
     return {"mean_score": np.mean(scores)}
 
 
-seqio.TaskRegistry.add(
-    "reversed_texts",
-    source=seqio.FunctionDataSource(examples, splits=["train", "validation"]),
-    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-    output_features={name: seqio.Feature(vocabulary.chosen()) for name in ("inputs", "targets")},
-    metric_fns=[exact_match, mean_length, mean_score],
-)
+def mean_certainty(targets, predictions, aux_values):
+    return {"mean_certainty": np.mean(aux_values["scores"])}
+
+
+def kinds(targets, predictions):
+    """One value of each kind that a metric function may return."""
+    metrics = seqio.metrics
+    return {
+        "scalar": metrics.Scalar(np.float32(2.5)), "note": metrics.Text("fine"), "page": metrics.Text("a\\nb"),
+        "histogram": metrics.Histogram(np.arange(3)), "undefined": float("nan"), "accuracy": 51,
+    }
+
+
+def failing(targets, predictions):
+    raise KeyError("no such label")
+
+
+def register(name, metric_fns):
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(examples, splits=["train", "validation"]),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={name: seqio.Feature(vocabulary.chosen()) for name in ("inputs", "targets")},
+        metric_fns=metric_fns,
+    )
+
+
+register("reversed_texts", [exact_match, mean_length, mean_score, mean_certainty, kinds])
+register("reversed_wrongly", [failing])
 seqio.MixtureRegistry.add("reversed_and_text", ["reversed_texts", "text_span_corruption"], default_rate=1.0)
+seqio.MixtureRegistry.add("reversed_both", ["reversed_texts", "reversed_wrongly"], default_rate=1.0)
 '''
 
 
@@ -78,16 +106,21 @@ def run(capfd, *argv):
     return captured.out
 
 
-def refused(capfd, *argv):
-    assert cli.run([str(word) for word in argv]) == 2
+def failed(capfd, status, *argv):
+    assert cli.run([str(word) for word in argv]) == status
     error = capfd.readouterr().err
+    assert "Traceback" not in error
     return error[error.index("t5x_lite: error: ") :]
+
+
+def refused(capfd, *argv):
+    return failed(capfd, 2, *argv)
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained, module, tmp_path_factory):
     """What eval leaves for the module's mixture: results and predictions."""
-    output = tmp_path_factory.mktemp("evaluated")
+    output = tmp_path_factory.mktemp("evaluated") / "made" / "anew"
     flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_and_text", module]
     assert cli.run([*flags, f"--output_dir={output}"]) == 0
     return {line["task"]: line for line in lines(output / "results.jsonl")}, output
@@ -105,6 +138,145 @@ def test_metrics_are_those_of_the_predictions_file(evaluated):
     assert result["mean_length"] == pytest.approx(np.mean([len(line["prediction"]) for line in predictions]))
     assert result["mean_score"] == pytest.approx(np.mean([line["score"] for line in predictions]), rel=1e-4)
     assert not {"exact_match", "mean_score"} & results["text_span_corruption"].keys()
+
+
+def test_metrics_of_every_kind_are_written_or_named(evaluated, trained, module, tmp_path, capfd):
+    results, _ = evaluated
+    result = results["reversed_texts"]
+    assert {name: result[name] for name in ("scalar", "note", "page", "undefined", "task_accuracy")} == {
+        "scalar": 2.5, "note": "fine", "page": "a\nb", "undefined": None, "task_accuracy": 51.0
+    }  # fmt: skip
+    # The share of target tokens keeps its name.
+    assert 0 <= result["accuracy"] <= 1 and "histogram" not in result
+
+    flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_texts", module, "--num_examples=1"]
+    assert cli.run([*flags, f"--output_dir={tmp_path}"]) == 0
+    shown, said = capfd.readouterr()
+    assert "reversed_texts: the metric histogram is Histogram, neither a number nor a text: left out" in said
+    assert "scalar 2.5000  note fine" in shown and "page" not in shown and shown.count("\n") == 1
+
+
+def test_auxiliary_values_are_the_scores_of_the_completions(evaluated, trained, tmp_path, capfd):
+    results, _ = evaluated
+    (tmp_path / "inputs.txt").write_text("\n".join(TEXTS))
+    completed = run(capfd, "infer", f"--checkpoint={trained}@8", f"--input={tmp_path}/inputs.txt").splitlines()
+    scores = [json.loads(line)["score"] for line in completed]
+    assert results["reversed_texts"]["mean_certainty"] == pytest.approx(np.mean(scores), rel=1e-4)
+
+
+def test_results_are_tensorboard_scalars_at_the_step_of_the_checkpoint(evaluated):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    results, output = evaluated
+    events = EventAccumulator(str(output)).Reload()
+    for task, names in (("reversed_texts", ("loss", "exact_match", "scalar")), ("text_span_corruption", ("accuracy",))):
+        for name in names:
+            ((step, value),) = [(e.step, e.value) for e in events.Scalars(f"eval/{task}/{name}")]
+            assert step == 8 and value == pytest.approx(results[task][name], rel=1e-6)
+    assert not [tag for tag in events.Tags()["scalars"] if "note" in tag or "page" in tag]
+
+
+def test_a_metric_function_that_fails_loses_nothing_of_what_is_known(evaluated, trained, module, tmp_path, capfd):
+    flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_both", module]
+    error = refused(capfd, *flags, f"--output_dir={tmp_path}")
+    assert re.search(r"a metric function of reversed_wrongly failed\. KeyError: 'no such label'", error), error
+    whole, part = lines(tmp_path / "results.jsonl")
+    assert whole == evaluated[0]["reversed_texts"]
+    assert part == {k: whole[k] for k in ("step", "split", "loss", "accuracy", "tokens")} | {"task": "reversed_wrongly"}
+
+
+def test_training_computes_the_metrics_too(module, train_flags, tmp_path, capfd):
+    flags = train_flags(
+        tmp_path / "m", MIXTURE_OR_TASK_NAME="reversed_texts", MIXTURE_OR_TASK_MODULE="reversed_tasks",
+        TRAIN_STEPS=4, EVAL_PERIOD=2, EVAL_BATCHES=10,
+    )  # fmt: skip
+    assert cli.run(flags) == 0
+    capfd.readouterr()
+    during = lines(tmp_path / "m/eval/results.jsonl")
+    assert [line["step"] for line in during] == [2, 4]
+    assert cli.run(["eval", f"--checkpoint={tmp_path}/m", f"--output_dir={tmp_path}/after"]) == 0
+    (after,) = lines(tmp_path / "after/results.jsonl")
+    assert during[-1].keys() == after.keys()
+    for name in ("mean_length", "mean_score", "mean_certainty", "scalar", "task_accuracy", "tokens", "loss"):
+        assert during[-1][name] == pytest.approx(after[name], rel=1e-4), name
+    assert (tmp_path / "m/eval/4-reversed_texts-validation.jsonl").read_text()
+
+
+@pytest.fixture
+def measured(trained, module):
+    """A model under its mesh, and the metrics of reversed_texts over it, as training has them."""
+    macros = ["MIXTURE_OR_TASK_NAME=reversed_texts", "MIXTURE_OR_TASK_MODULE=reversed_tasks"]
+    with model_dir.restored(f"{trained}@8", (), macros) as model:
+        task, explain = open_task(model.job)
+        found = task_metrics.by_task(task, "validation", model.job, model.program, 8, explain, 10)
+        yield model, found["reversed_texts"]
+
+
+def test_metrics_are_those_of_the_parameters_given(measured, text, tmp_path):
+    """A model of zeros gives each of its 512 ids the same probability, at every step of decoding."""
+    model, metrics = measured
+    zeros = jax.tree.map(jnp.zeros_like, model.params)
+    first, other, again = (metrics(p, step, tmp_path) for step, p in enumerate((model.params, zeros, model.params)))
+    assert again == pytest.approx(first, nan_ok=True)
+    lengths = [len(text.encode(" ".join(t.split()[::-1]))) + 1 for t in TEXTS[:10]]
+    assert other["mean_score"] == pytest.approx(-np.log(512) * np.mean(lengths), rel=1e-4)
+    assert other["mean_certainty"] == pytest.approx(-np.log(512) * 16, rel=1e-4)
+    assert other["mean_length"] == 0  # padding is the first of the ids that are equally probable
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{n}-reversed_texts-validation.jsonl" for n in "012"]
+
+
+def test_metrics_are_those_of_the_evaluator_of_seqio(measured):
+    import seqio
+
+    model, metrics = measured
+    kinds = seqio.metrics.ModelOutputType
+    outputs = metrics._outputs(model.params, lambda: False)
+    evaluator = seqio.Evaluator(
+        "reversed_texts", seqio.EncDecFeatureConverter(pack=False), sequence_length=dict(model.job.feature_lengths),
+        num_examples=10,
+    )  # fmt: skip
+    ids, aux = outputs[kinds.PREDICTION_WITH_AUX]
+    expected, _ = evaluator.evaluate(
+        compute_metrics=True,
+        predict_fn=lambda dataset: list(enumerate(ids.tolist())),
+        predict_with_aux_fn=lambda dataset: (list(enumerate(ids.tolist())), {"scores": aux["scores"].tolist()}),
+        score_fn=lambda dataset: list(enumerate(outputs[kinds.SCORE].tolist())),
+    )
+    expected, others = task_metrics.plain(expected.result()["reversed_texts"])
+    assert task_metrics.plain(metrics._values(outputs)) == (pytest.approx(expected, nan_ok=True), others)
+
+
+def test_an_evaluation_that_is_asked_to_stop_writes_nothing(measured, tmp_path):
+    model, metrics = measured
+    answers = iter((False, True))
+    with pytest.raises(task_metrics.Stopped):
+        metrics(model.params, 8, tmp_path, lambda: next(answers))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_cut_over_its_axes_gives_the_same_metrics(evaluated, trained, module, tmp_path):
+    flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_texts", module]
+    assert cli.run([*flags, f"--output_dir={tmp_path}", "--gin_file=partition/2d.gin"]) == 0
+    (result,) = lines(tmp_path / "results.jsonl")
+    expected = evaluated[0]["reversed_texts"]
+    assert result.keys() == expected.keys()
+    for name in ("loss", "exact_match", "mean_length", "mean_score", "mean_certainty"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_targets_that_were_cut_are_counted(evaluated, trained, module, text, tmp_path, capfd):
+    """eval cuts to TASK_FEATURE_LENGTHS, score takes targets whole: the line says why they differ."""
+    targets = [[*text.encode(" ".join(t.split()[::-1])), text.eos_id] for t in TEXTS]
+    length = max(map(len, targets)) - 1
+    cut = sum(len(t) > length for t in targets)
+    flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_texts", module, "--num_examples=23"]
+    short = f"--gin.TASK_FEATURE_LENGTHS={ {'inputs': 40, 'targets': length} }"
+    assert cli.run([*flags, f"--output_dir={tmp_path}", short]) == 0
+    assert f"{cut} of 23 targets of reversed_texts were cut to the {length} tokens" in capfd.readouterr().err
+    (result,) = lines(tmp_path / "results.jsonl")
+    assert 0 < cut and result["tokens"] == evaluated[0]["reversed_texts"]["tokens"] - cut
+    assert cli.run([*flags, f"--output_dir={tmp_path}"]) == 0
+    assert "were cut" not in capfd.readouterr().err
 
 
 def test_score_equals_the_loss_of_eval(evaluated, trained, tmp_path, capfd):
@@ -174,3 +346,64 @@ def test_wrong_requests_are_refused(trained, module, tmp_path, capfd):
         error = refused(capfd, *argv)
         assert re.search(message, error), error
         assert "Traceback" not in error
+
+
+@pytest.fixture
+def no_parameters(monkeypatch):
+    """Lets no checkpoint be read: what is refused is refused before that."""
+
+    def restore_part(*_):
+        raise AssertionError("the parameters were read first")
+
+    monkeypatch.setattr("t5x_lite.train.checkpoint.restore_part", restore_part)
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(trained_copy, no_parameters, tmp_path, capfd):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"inputs": "a", "targets": "b"}\n')
+    (tmp_path / "file").write_text("kept")
+    (trained_copy / "eval").rename(trained_copy / "before")
+    (trained_copy / "eval").touch()
+    at, before = f"--checkpoint={trained_copy}", sorted(tmp_path.rglob("*"))
+    cases = {
+        ("infer", at, "--text=a", "--output=/no/such/dir/x.jsonl"): r"--output=/no/such/dir/x.jsonl cannot be written",
+        ("infer", at, "--text=a", f"--output={tmp_path}"): r"--output=\S+ cannot be written\. It is a folder",
+        ("infer", at, "--text=a", f"--output={tmp_path}/file/x"): r"--output=\S+file/x cannot be written",
+        ("score", at, f"--input={pairs}", "--output=/proc/x.jsonl"): r"--output=/proc/x.jsonl cannot be written",
+        ("score", at, f"--input={pairs}", f"--output={pairs}"): r"--output=\S+pairs.jsonl is also the input",
+        ("eval", at, "--output_dir=/proc/x/y"): r"--output_dir=/proc/x/y cannot be written",
+        ("eval", at, f"--output_dir={tmp_path}/file/x"): r"--output_dir=\S+file/x cannot be written",
+        ("eval", at): r"--output_dir=\S+/eval cannot be written\. .*name another folder with --output_dir",
+    }
+    for argv, message in cases.items():
+        error = refused(capfd, *argv)
+        assert re.search(message, error, re.IGNORECASE), error
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "kept"
+
+
+def test_an_error_leaves_older_answers_as_they_are(trained, tmp_path, capfd):
+    answers = tmp_path / "answers.jsonl"
+    flags = ["infer", f"--checkpoint={trained}", "--text=a", "--gin.VOCABULARY=/no/such.model"]
+    refused(capfd, *flags, f"--output={answers}")
+    assert not answers.exists()
+    answers.write_text("older")
+    refused(capfd, *flags, f"--output={answers}")
+    assert answers.read_text() == "older"
+
+
+def test_a_disk_that_is_full_is_a_failure_of_the_run(trained, module, tmp_path, capfd, monkeypatch):
+    error = failed(capfd, 1, "infer", f"--checkpoint={trained}", "--text=a", "--output=/dev/full")
+    assert "/dev/full could not be written: No space left on device. It holds 0 whole lines. Make room" in error
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "append_result", full)
+    flags = ["eval", f"--checkpoint={trained}", "--mixture_or_task=reversed_wrongly", "--split=train", module]
+    error = failed(capfd, 1, *flags, "--num_examples=1", f"--output_dir={tmp_path}")
+    assert re.search(r"results.jsonl could not be written: No space .*It holds the results of the tasks before", error)
+
+
+def test_values_that_are_neither_numbers_nor_texts_are_named():
+    kept, others = task_metrics.plain({"ragged": [[1], [1, 2]], "by_class": {"a": 1.0}, "one": 1, "two": np.float32(2)})
+    assert kept == {"one": 1.0, "two": 2.0} and others == {"ragged": "list", "by_class": "dict"}

@@ -117,6 +117,15 @@ def test_a_run_just_begun_has_a_page_too(tmp_path):
     assert "none" in page.text and "Evaluations" not in page.text and "Samples" not in page.text
 
 
+def test_metrics_of_every_kind_fit_the_table(run):
+    """Texts of one line are cells; longer ones and what was not finite leave the page as it is."""
+    results = {"step": 9, "task": "t", "split": "s", "loss": None, "note": "fine <b>", "page": "a\nb"}
+    write(run / "eval" / "results.jsonl", [results])
+    text, page = page_of(run)
+    assert "<td>fine &lt;b&gt;</td>" in text and '<td class="number">–</td>' in text
+    assert "page" not in page.text.split("Evaluations")[1].split("Samples")[0]
+
+
 def test_what_is_left_out_is_said(run):
     many = [{"step": s, "task": "t", "split": "validation", "loss": 1.0} for s in range(1, 101)]
     write(run / "eval" / "results.jsonl", many)

@@ -1,5 +1,6 @@
 """A run that is killed, torn while it saves, and asked to stop ends as the run that was left alone, bit for bit."""
 
+import gzip
 import json
 import os
 import re
@@ -124,3 +125,15 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(uninterrupted, train_f
     assert continuation(directory, 60, corpus) == continuation(uninterrupted, 60, corpus)
     logged = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert logged == list(range(2, 61, 2))
+
+
+def test_a_run_that_fails_ends_at_once(train_flags, corpus, tmp_path):
+    """Fewer documents than data shards, found by a thread of tf.data while another one compiles."""
+    with gzip.open(tmp_path / "two.json.gz", "wt") as file:
+        file.writelines(json.dumps({"text": " ".join(["word"] * 3000)}) + "\n" for _ in range(2))
+    flags = train_flags(tmp_path / "model", DATA_GLOB=tmp_path / "two.json.gz", DATA_SHARDS=4)
+    run = Run(flags, tmp_path / "log")
+    assert run.end() == 2
+    text = run.log.read_text()
+    assert "data shard 2 has no more examples" in text and "Traceback" not in text
+    assert not (tmp_path / "model").exists()

@@ -1,16 +1,21 @@
 """The train verb from the command line to what it leaves behind, and what it says of wrong input before it begins."""
 
+import errno
 import gzip
 import json
 import math
 import re
+import shutil
+import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli
-from t5x_lite.train import checkpoint
+from t5x_lite import cli, output, task_metrics
+from t5x_lite.errors import UserError
+from t5x_lite.train import checkpoint, evaluation
 from t5x_lite.train.metrics import MetricsWriter
 
 # DESIGN's line of metrics.jsonl.
@@ -95,16 +100,19 @@ def test_fine_tuning_goes_on_with_the_step(trained, train_flags, tmp_path, capfd
     assert "of step 12" in capfd.readouterr().err
     found = lines(tmp_path / "tuned/metrics.jsonl")
     assert [line["step"] for line in found] == [14]
+    assert found[0]["tokens_seen"] == 14 * 8 * (40 + 16)
     assert found[0]["loss"] < lines(trained / "metrics.jsonl")[2]["loss"]
     assert checkpoint.steps(tmp_path / "tuned") == [14]
 
     # The schedule stands where it stood: 1 / sqrt(13) at the step after the thirteenth, had it warmed up in one.
     flags = train_flags(
-        tmp_path / "late", INITIAL_CHECKPOINT_PATH=f"{trained}@8", TRAIN_STEPS=10, EVAL_PERIOD=0,
+        tmp_path / "late", INITIAL_CHECKPOINT_PATH=f"{trained}@8", TRAIN_STEPS=10, EVAL_PERIOD=0, BATCH_SIZE=16,
         **{"schedule.rsqrt.warmup_steps": 1},
     )  # fmt: skip
     assert cli.run(flags) == 0
-    assert lines(tmp_path / "late/metrics.jsonl")[-1]["learning_rate"] == pytest.approx(1 / 3)
+    last = lines(tmp_path / "late/metrics.jsonl")[-1]
+    assert last["learning_rate"] == pytest.approx(1 / 3)
+    assert last["tokens_seen"] == (8 * 8 + 2 * 16) * (40 + 16)
 
 
 def test_nothing_left_to_fine_tune(trained, train_flags, tmp_path, capfd):
@@ -155,33 +163,64 @@ def test_wrong_input_is_refused_and_leaves_nothing_behind(kind, train_flags, tmp
     assert not (tmp_path / "m").exists()
 
 
-def test_another_cut_of_the_data_is_refused(trained_copy, train_flags, capfd):
-    error = failed(capfd, train_flags(trained_copy, TRAIN_STEPS=14, DATA_SHARDS=4))
-    assert re.search(
-        r"DATA_SHARDS is 4, but the data position in \S+/12/data was saved under 2\..*--gin.DATA_SHARDS back", error
-    ), error
+OTHER_DATA = {
+    "cut": ({"DATA_SHARDS": 4}, r"--gin\.DATA_SHARDS is 4, but the data position in \S+/12 was saved under 2\."),
+    "files": (
+        {"DATA_GLOB": "{corpus}/train-[012].json.gz"},
+        r"the data of text_span_corruption is '3 files of \d+ bytes, \w+', but .* under '4 files of \d+ bytes, \w+'\.",
+    ),
+    "vocabulary": (
+        {"VOCABULARY": "bytes"},
+        r"--gin\.VOCABULARY is 'bytes', but .* under 'a SentencePiece model, md5 \w+'\..*Set --gin\.VOCABULARY back",
+    ),
+}
 
 
-def test_another_model_is_refused(trained_copy, train_flags, capfd):
+@pytest.mark.parametrize("kind", OTHER_DATA)
+def test_other_data_is_refused_before_anything_is_compiled(kind, trained_copy, train_flags, corpus, capfd, monkeypatch):
+    monkeypatch.setattr("t5x_lite.verbs.train._compile", lambda *_: pytest.fail("it was compiled"))
+    changed, message = OTHER_DATA[kind]
+    changed = {k: v.format(corpus=corpus) if isinstance(v, str) else v for k, v in changed.items()}
+    error = failed(capfd, train_flags(trained_copy, TRAIN_STEPS=14, **changed))
+    assert re.search(message, error), error
+    assert f"--gin.INITIAL_CHECKPOINT_PATH={trained_copy}/checkpoints/12" in error
+
+
+def test_the_same_files_in_another_folder_are_the_same_data(trained_copy, train_flags, corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "moved")
+    flags = train_flags(
+        trained_copy, TRAIN_STEPS=13, EVAL_PERIOD=0, DATA_GLOB=tmp_path / "moved/train-*.json.gz",
+        VOCABULARY=tmp_path / "moved/vocabulary.model",
+    )  # fmt: skip
+    assert cli.run(flags) == 0
+    assert checkpoint.steps(trained_copy)[-1] == 13
+
+
+def test_another_model_is_refused(trained_copy, train_flags, capfd, monkeypatch):
+    monkeypatch.setattr("t5x_lite.verbs.train._compile", lambda *_: pytest.fail("it was compiled"))
     flags = train_flags(trained_copy, TRAIN_STEPS=14, **{"architecture.Architecture.mlp_dim": 96})
     error = failed(capfd, flags)
     assert re.search(r"params/\S*mlp\S* has shape \[2, 32, 64\] in the checkpoint .*needs \[2, 32, 96\]", error), error
 
 
 def test_steps_that_are_not_finite_end_the_run(train_flags, tmp_path, capfd):
+    """Whatever LOG_PERIOD is; and no update of them is in what was saved."""
     flags = train_flags(
-        tmp_path / "m", MAX_NONFINITE_STEPS=3, SAVE_PERIOD=2, EVAL_PERIOD=0, **{"schedule.constant.value": "1e38"}
-    )
+        tmp_path / "m", MAX_NONFINITE_STEPS=3, TRAIN_STEPS=40, SAVE_PERIOD=2, EVAL_PERIOD=0, LOG_PERIOD=100,
+        **{"schedule.constant.value": "1e999"},
+    )  # fmt: skip
     flags.insert(3, "--gin_file=optim/constant.gin")
     assert cli.run(flags) == 1
     error = capfd.readouterr().err
-    assert re.search(r"\d+ steps in a row, up to step \d+, had a loss or gradient that is not finite", error), error
+    assert re.search(r"3 steps in a row, up to step 3, had a loss, gradient or update that is not finite", error), error
     assert re.search(r"The checkpoint of step \d+ is committed and safe\. Lower the learning rate", error)
     assert not (tmp_path / "m/DONE").exists()
-    counts = [line["nonfinite_steps"] for line in lines(tmp_path / "m/metrics.jsonl")]
-    assert counts[-1] >= 3
-    assert lines(tmp_path / "m/metrics.jsonl")[-1]["loss"] is None
-    assert jax.device_count() == 8
+
+    # Another rate goes on from there: nothing in the state was spoilt.
+    flags = train_flags(tmp_path / "m", TRAIN_STEPS=8, EVAL_PERIOD=0)
+    assert cli.run(flags) == 0
+    last = lines(tmp_path / "m/metrics.jsonl")[-1]
+    assert math.isfinite(last["loss"]) and last["nonfinite_steps"] >= 2
 
 
 def test_another_vocabulary_is_refused(trained_copy, train_flags, corpus, tmp_path, capfd):
@@ -190,14 +229,147 @@ def test_another_vocabulary_is_refused(trained_copy, train_flags, corpus, tmp_pa
     files = documents.expand(str(corpus / "train-*.json.gz"), "DATA_GLOB")
     other = vocabulary.train(files, 350, tmp_path / "other.model")
     error = failed(capfd, train_flags(trained_copy, TRAIN_STEPS=14, VOCABULARY=other))
-    assert f"VOCABULARY={other} is not the vocabulary that {trained_copy} was trained with" in error
+    assert re.search(r"--gin.VOCABULARY is 'a SentencePiece model, md5 \w+', but .* under 'a Sentence", error), error
+    changed = {"INITIAL_CHECKPOINT_PATH": trained_copy, "TRAIN_STEPS": 14}
+    error = failed(capfd, train_flags(tmp_path / "m", VOCABULARY=other, **changed))
+    assert f"VOCABULARY={other} is not the vocabulary of INITIAL_CHECKPOINT_PATH={trained_copy}" in error, error
     assert f"Set --gin.VOCABULARY={trained_copy}/vocabulary.model" in error
 
 
-def test_lines_of_steps_that_are_done_again_are_taken_out(tmp_path):
-    for path in (tmp_path / "metrics.jsonl", tmp_path / "eval" / "results.jsonl"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text('{"step": 4}\n{"step": 8}\n{"step": 12}\n{"step": 1')
-    MetricsWriter(str(tmp_path), resume_step=8, active=True).close()
-    for path in (tmp_path / "metrics.jsonl", tmp_path / "eval" / "results.jsonl"):
-        assert [line["step"] for line in lines(path)] == [4, 8]
+def test_an_initial_checkpoint_of_another_optimizer(trained, train_flags, tmp_path, capfd):
+    flags = train_flags(tmp_path / "m", INITIAL_CHECKPOINT_PATH=trained, TRAIN_STEPS=13, EVAL_PERIOD=0)
+    flags.insert(3, "--gin_file=optim/adamw_rms.gin")
+    assert "anew with --gin.INITIAL_OPTIMIZER_STATE=False" in failed(capfd, flags)
+    assert cli.run([*flags, "--gin.INITIAL_OPTIMIZER_STATE=False"]) == 0
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(trained_copy, train_flags):
+    results, before = trained_copy / "eval/results.jsonl", lines(trained_copy / "eval/results.jsonl")
+    results.write_text(json.dumps(before[0]) + "\n")
+    (trained_copy / "DONE").unlink()
+    assert cli.run(train_flags(trained_copy)) == 0
+    assert lines(results) == before
+    assert (trained_copy / "DONE").exists()
+
+
+def test_the_evaluation_that_is_made_up_for_is_of_every_task_and_can_be_stopped(trained_copy, train_flags, monkeypatch):
+    results = trained_copy / "eval/results.jsonl"
+    # Those of the eval verb, of another task or split, are not the run's own.
+    other = {"step": 12, "task": "another", "split": "validation", "loss": 1.0}
+    results.write_text(json.dumps(other) + "\n")
+    (trained_copy / "DONE").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "teacher_forced", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert cli.run(train_flags(trained_copy)) == 75
+    assert lines(results) == [other] and not (trained_copy / "DONE").exists()
+    assert cli.run(train_flags(trained_copy)) == 0
+    assert [r["task"] for r in lines(results)] == ["another", "text_span_corruption"]
+
+
+def test_fewer_steps_than_there_are_change_nothing(trained_copy, train_flags, capfd):
+    (trained_copy / "DONE").unlink()
+    before = (trained_copy / "config.gin").read_text()
+    assert cli.run(train_flags(trained_copy, TRAIN_STEPS=8)) == 0
+    assert "is already at step 12 of 8: nothing to do" in capfd.readouterr().err
+    assert not (trained_copy / "DONE").exists() and (trained_copy / "config.gin").read_text() == before
+
+
+def test_a_metric_that_cannot_be_computed_is_refused_before_anything_is_written():
+    from seqio.metrics import ModelOutputType
+
+    class Wanting:
+        name = "wanting"
+        metric_objs = [SimpleNamespace(model_output_type=ModelOutputType.SCORE_WITH_INTERMEDIATES)]
+
+    with pytest.raises(UserError, match="a metric of wanting wants scores with intermediate values"):
+        task_metrics.check(Wanting)
+
+
+def test_a_model_directory_has_one_writer(trained_copy, train_flags, capfd):
+    with output.held(trained_copy, "--gin.MODEL_DIR"):
+        error = failed(capfd, train_flags(trained_copy, TRAIN_STEPS=14))
+    assert f"--gin.MODEL_DIR={trained_copy} is in use. Another process is writing there" in error
+    assert (trained_copy / "DONE").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(train_flags, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    error = failed(capfd, train_flags(tmp_path / "file/m"))
+    assert f"--gin.MODEL_DIR={tmp_path}/file/m cannot be written" in error
+
+
+def test_a_full_disk_says_what_is_safe(trained_copy, train_flags, capfd, monkeypatch):
+    def full(self, line):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(MetricsWriter, "train", full)
+    assert cli.run(train_flags(trained_copy, TRAIN_STEPS=16)) == 1
+    error = capfd.readouterr().err
+    assert "No space left on device" in error and "Traceback" not in error
+    assert re.search(r"error: .*The checkpoint of step \d+ is committed and safe\. See to that, then", error), error
+
+
+def test_a_device_without_room_says_what_to_change(train_flags, tmp_path, capfd, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr("t5x_lite.verbs.train._compile", full)
+    assert cli.run(train_flags(tmp_path / "m")) == 1
+    error = capfd.readouterr().err
+    assert re.search(r"not enough memory: RESOURCE_EXHAUSTED.*No checkpoint is committed yet\..*BATCH_S", error), error
+
+
+def test_an_empty_validation_split_is_said(train_flags, tmp_path, capfd):
+    (tmp_path / "empty.jsonl").write_text("")
+    flags = train_flags(tmp_path / "m", VALIDATION_GLOB=tmp_path / "empty.jsonl", TRAIN_STEPS=2, EVAL_PERIOD=2)
+    assert cli.run(flags) == 0
+    assert "eval text_span_corruption: its validation split is empty" in capfd.readouterr().err
+    assert not (tmp_path / "m/eval/results.jsonl").exists()
+
+
+def test_a_run_that_is_stopped_before_it_begins(train_flags, tmp_path, capfd, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def opened(job):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:  # as code around modules of the user's own has it
+            raise UserError("the module", str(error), "correct it") from error
+
+    monkeypatch.setattr("t5x_lite.verbs.train.open_task", opened)
+    assert cli.run(train_flags(tmp_path / "m")) == 75
+    error = capfd.readouterr().err
+    assert "preempted: stopped before the first step: no checkpoint is committed yet; the same command starts" in error
+    assert not (tmp_path / "m").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_is_stopped_while_it_evaluates(train_flags, tmp_path, capfd, monkeypatch):
+    """It saves without waiting for the evaluation, which comes when the run goes on."""
+    flags = train_flags(tmp_path / "m", TRAIN_STEPS=20, EVAL_PERIOD=6, SAVE_PERIOD=0)
+    seen = evaluation.teacher_forced
+
+    def stopped(sums_of, params, batches):
+        signal.raise_signal(signal.SIGTERM)
+        return seen(sums_of, params, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "teacher_forced", stopped)
+        assert cli.run(flags) == 75
+    (at,) = checkpoint.steps(tmp_path / "m")
+    assert f"stopped at step {at} of 20" in capfd.readouterr().err and 6 <= at < 12
+    assert not (tmp_path / "m/eval/results.jsonl").exists()
+    assert cli.run(flags) == 0
+    assert [r["step"] for r in lines(tmp_path / "m/eval/results.jsonl")] == [at, 12, 18, 20]
+
+
+def test_a_run_that_is_stopped_in_its_last_evaluation_is_not_done(train_flags, tmp_path, monkeypatch):
+    flags = train_flags(tmp_path / "m", TRAIN_STEPS=4, EVAL_PERIOD=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "teacher_forced", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert cli.run(flags) == 75
+    assert checkpoint.steps(tmp_path / "m") == [4]
+    assert not (tmp_path / "m/DONE").exists()
+    assert cli.run(flags) == 0
+    assert (tmp_path / "m/DONE").exists()
+    assert [r["step"] for r in lines(tmp_path / "m/eval/results.jsonl")] == [4]

@@ -1,0 +1,35 @@
+"""The seqio task or mixture of a job, opened and checked against its model."""
+
+from collections.abc import Callable
+
+from t5x_lite.errors import UserError
+from t5x_lite.job import Job
+
+
+def open_task(job: Job) -> tuple[object, Callable[[Exception], Exception | None]]:
+    """The job's seqio task or mixture, and what explains the errors of its pipeline. Loads TensorFlow.
+
+    Raises:
+      UserError: what can be wrong with the vocabulary or the data, before anything is compiled.
+    """
+    from t5x_lite.tasks import quiet, vocabulary
+
+    check_vocabulary(job, vocabulary.size(job.vocabulary))
+    quiet.load_tensorflow()
+    from t5x_lite.tasks import registry, sources
+
+    task = registry.prepare(
+        job.mixture_or_task_name, job.mixture_or_task_module, job.vocabulary, job.data_glob, job.validation_glob,
+        job.data_dir, job.use_cached_tasks, job.task_cache_dir,
+    )  # fmt: skip
+    return task, sources.explain
+
+
+def check_vocabulary(job: Job, size: int) -> None:
+    """Refuses a vocabulary with ids that the embedding table does not have."""
+    if size > job.model.vocab_size:
+        raise UserError(
+            f"the vocabulary {job.vocabulary} has {size} ids, but the model's table has {job.model.vocab_size} rows",
+            "ids past the table would be read as its last row",
+            f"set --gin.architecture.Architecture.vocab_size={-(-size // 128) * 128} or use the model's own vocabulary",
+        )

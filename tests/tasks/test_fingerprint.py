@@ -1,0 +1,69 @@
+"""What a task reads, known again: wherever it lies, and not when it is something else."""
+
+import gzip
+import shutil
+
+import pytest
+import seqio
+import tensorflow as tf
+
+from t5x_lite.errors import UserError
+from t5x_lite.tasks import fingerprint
+
+FEATURES = {"targets": seqio.Feature(seqio.ByteVocabulary())}
+
+
+def task(name, source):
+    name = f"fingerprint_{name}"
+    seqio.TaskRegistry.remove(name)
+    return seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=FEATURES)
+
+
+def lines(pattern):
+    return task("lines", seqio.TextLineDataSource({"train": str(pattern)}))
+
+
+def test_files_are_known_by_name_and_size(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "here/a.txt").write_text("one\ntwo\n")
+    (tmp_path / "here/b.txt").write_text("three\n")
+    here = fingerprint.of(lines(tmp_path / "here/*"), False)
+    assert list(here) == ["the data of fingerprint_lines"] and "2 files of 14 bytes" in str(here)
+    for path in (tmp_path / "here").iterdir():
+        shutil.copy(path, tmp_path / "there")
+    assert fingerprint.of(lines(tmp_path / "there/*"), False) == here
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/b.txt").rename(tmp_path / "elsewhere/c.txt")
+    assert fingerprint.of(lines(tmp_path / "elsewhere/*"), False) != here
+    assert fingerprint.of(lines(tmp_path / "here/a*"), False) != here
+
+
+def test_a_function_has_no_files_whatever_the_working_directory_holds(tmp_path, monkeypatch):
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.range(3), splits=["train"])
+    function = task("function", source)
+    before = fingerprint.of(function, False)
+    (tmp_path / "train").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint.of(function, False) == before
+
+
+def test_rates_of_a_mixture_count(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    lines(tmp_path / "a.txt")
+    found = []
+    for rate in (1.0, 0.5):
+        seqio.MixtureRegistry.remove("fingerprint_mixture")
+        mixture = seqio.MixtureRegistry.add("fingerprint_mixture", [("fingerprint_lines", rate)])
+        found.append(fingerprint.of(mixture, False))
+    assert found[0] != found[1]
+
+
+def test_a_task_without_training_data_is_refused(tmp_path):
+    message = r"the split train of fingerprint_lines has no files\. What its source names matches none"
+    with pytest.raises(UserError, match=message):
+        fingerprint.of(lines(tmp_path / "none*"), False)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n"))
+    other = task("validation", seqio.TextLineDataSource({"validation": str(tmp_path / "a.txt.gz")}))
+    with pytest.raises(UserError, match=r"fingerprint_validation has no split train\. It has validation\."):
+        fingerprint.of(other, False)
