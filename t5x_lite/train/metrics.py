@@ -19,13 +19,17 @@ def read_jsonl(path: epath.Path) -> list[dict]:
     """The complete lines of a JSONL file; a last line cut short by a kill is left out.
 
     Raises:
-      UserError: another line is no JSON.
+      UserError: another line is no JSON, or the file is no text.
     """
     if not path.exists():
         return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8", str(error), "move that file away") from None
     lines = []
     # Not splitlines: a text in a line may hold other line separators of Unicode.
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:

@@ -36,7 +36,7 @@ def write(directory: epath.Path) -> epath.Path:
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is no model directory", "there is no such folder", "give the MODEL_DIR of a run")
-    train = _lines(directory / JSONL)
+    train = read_jsonl(directory / JSONL)
     if not train:
         raise UserError(
             f"{directory} has nothing to report",
@@ -47,8 +47,8 @@ def write(directory: epath.Path) -> epath.Path:
     page = render(
         name=directory.name,
         train=train,
-        evaluations=_lines(directory / "eval" / "results.jsonl"),
-        samples=_lines(directory / "eval" / "samples.jsonl"),
+        evaluations=read_jsonl(directory / "eval" / "results.jsonl"),
+        samples=read_jsonl(directory / "eval" / "samples.jsonl"),
         checkpoints=checkpoint.steps(str(directory)),
         config=config.read_text() if config.exists() else "",
         done=(directory / "DONE").exists(),
@@ -61,15 +61,6 @@ def write(directory: epath.Path) -> epath.Path:
             f"{path} could not be written: {error}", "the run itself is unchanged", "make room or rights there"
         ) from error
     return path
-
-
-def _lines(path: epath.Path) -> list[dict]:
-    try:
-        return read_jsonl(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} cannot be read", f"a line is no JSON: {error}", "correct or remove that line of the file"
-        ) from error
 
 
 def render(
