@@ -80,8 +80,12 @@ def abstract_batch(job: Job, program: Program) -> dict[str, jax.ShapeDtypeStruct
 
 
 # XLA gives the reductions of a CPU program to YNNPACK, whose sums over leading dimensions, as in the gradient of the
-# relative position biases, take ten times as long as its own (https://github.com/jax-ml/jax/issues/37465).
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+# relative position biases, take ten times as long as its own (https://github.com/jax-ml/jax/issues/37465). And its own
+# loops use half of a vector register of 512 bits unless told otherwise.
+_CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+    "xla_cpu_prefer_vector_width": "512",
+}
 
 
 def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
