@@ -29,7 +29,7 @@ _NAMES = {"train": "DATA_GLOB", "validation": "VALIDATION_GLOB"}
 _globs: dict[str, str | None] = {"train": None, "validation": None}
 
 # Starts the JSON of a UserError's three parts inside the message of a tf.errors exception.
-_MARK = "t5x_lite.UserError "
+MARK = "t5x_lite.UserError "
 
 
 def bind(data_glob: str | None, validation_glob: str | None, data_dir: str | None) -> None:
@@ -136,12 +136,12 @@ def _whole(records: tf.data.Dataset, path, compression) -> tf.data.Dataset:
         return np.array([], object)
 
     def nothing(_):
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(_python(check, [path, compression]), [None]))
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(python_op(check, [path, compression]), [None]))
 
     return records.concatenate(tf.data.Dataset.range(1).flat_map(nothing))
 
 
-def _python(function: Callable, arguments: list, dtypes=tf.string):
+def python_op(function: Callable, arguments: list, dtypes=tf.string):
     """A Python function without state as an op.
 
     Declared stateless, it can be saved with an iterator. (The other way, to let tf.data ignore external state,
@@ -159,7 +159,7 @@ def _text_records(path, compression) -> tf.data.Dataset:
         return pending, np.array(found, object)
 
     def step(pending, lines):
-        pending, found = _python(split, [path, pending, lines], [tf.string, tf.string])
+        pending, found = python_op(split, [path, pending, lines], [tf.string, tf.string])
         return tf.ensure_shape(pending, []), tf.ensure_shape(found, [None])
 
     lines = tf.data.TextLineDataset(path, compression).batch(512)
@@ -180,9 +180,9 @@ def _parquet_records(path, compression) -> tf.data.Dataset:
             return np.array(documents.parquet_group(name.decode(), int(group)), object)
 
     def read(group):
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(_python(rows, [path, group]), [None]))
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(python_op(rows, [path, group]), [None]))
 
-    return tf.data.Dataset.range(tf.ensure_shape(_python(groups, [path], tf.int64), [])).flat_map(read)
+    return tf.data.Dataset.range(tf.ensure_shape(python_op(groups, [path], tf.int64), [])).flat_map(read)
 
 
 _READERS = {
@@ -206,7 +206,7 @@ def _decoded(kind: str, paths, numbers, records) -> tf.Tensor:
                 texts.append(text)
         return np.array(texts, object)
 
-    return tf.ensure_shape(_python(all_decoded, [paths, numbers, records]), [None])
+    return tf.ensure_shape(python_op(all_decoded, [paths, numbers, records]), [None])
 
 
 @contextlib.contextmanager
@@ -215,7 +215,7 @@ def _blamed(parts: Callable, path: bytes, *where: int):
     try:
         yield
     except (OSError, ValueError) as error:
-        raise ValueError(_MARK + json.dumps(parts(path.decode(), *where, str(error)))) from None
+        raise ValueError(MARK + json.dumps(parts(path.decode(), *where, str(error)))) from None
 
 
 def explain(error: Exception) -> UserError | None:
@@ -225,8 +225,8 @@ def explain(error: Exception) -> UserError | None:
     which; the bound files are then read until it is found, for at most a minute.
     """
     text = str(error)
-    if _MARK in text:
-        parts, _ = json.JSONDecoder().raw_decode(text[text.index(_MARK) + len(_MARK) :])
+    if MARK in text:
+        parts, _ = json.JSONDecoder().raw_decode(text[text.index(MARK) + len(MARK) :])
         return UserError(*parts)
     if isinstance(error, tf.errors.DataLossError):
         return _damaged(documents.plain(error.message))
