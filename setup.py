@@ -11,6 +11,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 PLACED = {"t5x_lite.configs": "gin", "t5x_lite.tasks": "tasks", "t5x_lite.tpu": "tpu"}
 
+# Beam writes TFRecord files only beside a CRC-32C; its own extra tfrecord has no wheel and is slower.
+BEAM = ["apache-beam>=2.70,<3", "google-crc32c>=1.5,<2"]
+
 
 def packages():
     """The package tree, with the three top-level folders under t5x_lite."""
@@ -46,7 +49,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "tensorflow-datasets>=4.9.9,<5",
         "seqio>=0.0.20,<0.1",
-        # 0.2.3 needs protobuf 7, which apache-beam (extra c4) excludes.
+        # 0.2.3 needs protobuf 7, which apache-beam (extras c4 and cache) excludes.
         "sentencepiece>=0.2.0,<0.2.3",
         "gin-config>=0.5.0,<0.6",
         "safetensors>=0.5,<1",
@@ -58,13 +61,23 @@ setup(
         "pyarrow>=16",
         # seqio imports it without declaring it.
         "importlib_resources>=6",
+        # Metrics. The first two decide scores: BLEU and ROUGE are what these versions compute.
+        "sacrebleu>=2.3,<3",
+        "rouge-score>=0.1.2,<0.2",
+        "scikit-learn>=1.5,<2",
+        # 1.13 is the first for numpy 2.
+        "scipy>=1.13,<2",
+        "editdistance>=0.8,<1",
+        # Names of languages in the prefix of translation tasks.
+        "babel>=2.14,<3",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda12]>=0.10,<0.12"],
-        "c4": ["apache-beam>=2.70,<3"],
+        "c4": BEAM,
+        "cache": BEAM,
         "wandb": ["wandb>=0.19,<1"],
         "hf": ["transformers>=4.57,<6", "torch>=2.4,<3"],
-        "test": ["pytest>=8,<10", "ruff>=0.12,<1"],
+        "test": ["pytest>=8,<10", "ruff>=0.12,<1", *BEAM],
     },
 )

@@ -52,7 +52,8 @@ class _VerbParser(_Parser):
     """The parser of one verb, which names a misspelt flag before the required one that is missing for it."""
 
     def parse_known_args(self, args=None, namespace=None):
-        for word in args or ():
+        # The flags of a verb with actions are those of the action, whose own parser comes here too.
+        for word in () if self._subparsers else args or ():
             if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
                 raise self._unknown(word)
         return super().parse_known_args(args, namespace)
@@ -149,6 +150,8 @@ def parser() -> argparse.ArgumentParser:
     vocab.add_argument("--size", type=_count, default=32000, metavar="N", help="pieces, without the 100 sentinels")
     vocab.add_argument("--output", type=_path, required=True, metavar="F.model")
 
+    _add_tasks(verbs)
+
     report = _verb(verbs, "report", "report", "write MODEL_DIR/report.html, one self-contained page")
     report.add_argument("model_dir", type=_path, metavar="MODEL_DIR")
 
@@ -168,6 +171,32 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--output", type=_path, metavar="F.json")
     return root
+
+
+def _add_tasks(verbs) -> None:
+    """The verb whose actions have arguments of their own."""
+    tasks = verbs.add_parser("tasks", help="list, show, check and cache tasks and mixtures", allow_abbrev=False)
+    tasks.set_defaults(verb="tasks")
+    actions = tasks.add_subparsers(title="actions", metavar="ACTION", parser_class=_VerbParser, required=True)
+
+    _verb(actions, "list", "tasks_list", "every task and mixture, one name a line when piped", gin=True, tasks=True)
+
+    show = _verb(actions, "show", "tasks_show", "raw records, inputs, targets and tokens", gin=True, tasks=True)
+    show.add_argument("name", metavar="NAME", help="a task or mixture")
+    show.add_argument("--n", type=_count, default=3, metavar="N", help="examples")
+    show.add_argument("--split", default="train")
+    show.add_argument("--seed", type=int, metavar="S", help="shuffles the records; default: the first ones in order")
+
+    check = _verb(actions, "check", "tasks_check", "try your tasks on a few records and say what is wrong", gin=True)
+    check.add_argument("module", metavar="MODULE", help="Python module that registers your tasks")
+    check.add_argument("--n", type=_count, default=50, metavar="N", help="records of each split")
+
+    cache = _verb(
+        actions, "cache", "tasks_cache", "write a task's examples where training reads them", gin=True, tasks=True
+    )
+    cache.add_argument("name", metavar="NAME", help="a task or mixture")
+    cache.add_argument("--output", type=_path, required=True, metavar="D", help="folder of caches: TASK_CACHE_DIR")
+    cache.add_argument("--split", action="append", metavar="S", help="may be repeated; default: all")
 
 
 def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:

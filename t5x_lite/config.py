@@ -31,7 +31,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # Macros whose value is text: `--gin.DATA_GLOB=2024` means the string.
 _TEXT_MACROS = frozenset({
     "MODEL_DIR", "MIXTURE_OR_TASK_NAME", "MIXTURE_OR_TASK_MODULE", "DATA_GLOB", "VALIDATION_GLOB", "DATA_DIR",
-    "VOCABULARY", "INITIAL_CHECKPOINT_PATH", "TASK_CACHE_DIR",
+    "VOCABULARY", "INITIAL_CHECKPOINT_PATH", "TASK_CACHE_DIR", "TOKENS_DIR",
 })  # fmt: skip
 
 # What a file that others wrote may import: what the shipped files do, and optax. None of it runs programs or writes

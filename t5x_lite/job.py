@@ -40,6 +40,9 @@ class Job:
         Any number of hosts that divides it sees the same batches (DATA_SHARDS).
       use_cached_tasks: read tasks from seqio's offline cache (USE_CACHED_TASKS).
       task_cache_dir: folder of that cache, beside those that a task module adds itself (TASK_CACHE_DIR).
+      tokens_dir: folder of one task's tokens, read without TensorFlow in place of the task's source (TOKENS_DIR).
+      mixture_maximum, mixture_temperature, mixture_unsupervised_rate, mixture_fixed_weights: how often the shipped
+        mixtures draw from their tasks, see tasks/mixing.py (MIXTURE_MAXIMUM and so on).
       pack: put several short examples into one row (PACK).
       batch_size: rows of the global batch (BATCH_SIZE).
       microbatches: parts that the batch is processed in, one after the other (MICROBATCHES).
@@ -76,6 +79,11 @@ class Job:
     data_shards: int = 4
     use_cached_tasks: bool = False
     task_cache_dir: str | None = None
+    tokens_dir: str | None = None
+    mixture_maximum: float | None = None
+    mixture_temperature: float = 1.0
+    mixture_unsupervised_rate: float = 1e6
+    mixture_fixed_weights: bool = True
     pack: bool = True
     batch_size: int = 128
     microbatches: int = 1
@@ -119,9 +127,13 @@ class Job:
         for name, macro in _TEXTS.items():
             value = getattr(self, name)
             _check(macro, value, value is None or (isinstance(value, str) and value), "a text that is not empty")
-        for name in ("use_cached_tasks", "pack", "initial_optimizer_state"):
+        for name in ("use_cached_tasks", "mixture_fixed_weights", "pack", "initial_optimizer_state"):
             value = getattr(self, name)
             _check(name.upper(), value, isinstance(value, bool), "True or False")
+        for name in ("mixture_maximum", "mixture_temperature", "mixture_unsupervised_rate"):
+            value = getattr(self, name)
+            right = value is None if name == "mixture_maximum" else False
+            _check(name.upper(), value, right or (_is_number(value) and value > 0), "a number above 0")
         _check("Z_LOSS", self.z_loss, _is_number(self.z_loss) and self.z_loss >= 0, "a number of at least 0")
         smoothing = self.label_smoothing
         _check("LABEL_SMOOTHING", smoothing, _is_number(smoothing) and 0 <= smoothing < 1, "at least 0 and below 1")
@@ -160,6 +172,7 @@ _TEXTS = {
     "validation_glob": "VALIDATION_GLOB",
     "data_dir": "DATA_DIR",
     "task_cache_dir": "TASK_CACHE_DIR",
+    "tokens_dir": "TOKENS_DIR",
     "model_dir": "MODEL_DIR",
     "initial_checkpoint": "INITIAL_CHECKPOINT_PATH",
 }

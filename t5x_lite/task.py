@@ -2,27 +2,47 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
+from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
 from t5x_lite.job import Job
 
 
 def open_task(job: Job) -> tuple[object, Callable[[Exception], Exception | None]]:
-    """The job's seqio task or mixture, and what explains the errors of its pipeline. Loads TensorFlow.
+    """The job's seqio task or mixture, and what explains the errors of its pipeline. Loads TensorFlow, unless the job
+    reads tokens (TOKENS_DIR): then it is a `Tokens`.
 
     Raises:
       UserError: what can be wrong with the vocabulary or the data, before anything is compiled.
     """
+    if job.tokens_dir is not None:
+        return _open_tokens(job), lambda error: None
     from t5x_lite.tasks import quiet, vocabulary
 
     check_vocabulary(job, vocabulary.size(job.vocabulary))
     quiet.load_tensorflow()
-    from t5x_lite.tasks import registry, sources
+    from t5x_lite.tasks import mixing, registry, sources
 
     task = registry.prepare(
         job.mixture_or_task_name, job.mixture_or_task_module, job.vocabulary, job.data_glob, job.validation_glob,
         job.data_dir, job.use_cached_tasks, job.task_cache_dir,
+        mixing.Rates(
+            job.mixture_maximum, job.mixture_temperature, job.mixture_unsupervised_rate, job.mixture_fixed_weights
+        ),
     )  # fmt: skip
     return task, sources.explain
+
+
+def _open_tokens(job: Job) -> Tokens:
+    from t5x_lite.tasks import tokenized
+
+    features, examples_of = tokenized.features(job.tokens_dir, job.mixture_or_task_name)
+    ids = tokenized.ids(job.tokens_dir, job.vocabulary)
+    check_vocabulary(job, ids.size)
+    task = Tokens(job.mixture_or_task_name, job.tokens_dir, features, ids.size, examples_of(ids))
+    task.examples_of([], np.random.default_rng(0), job.feature_lengths)  # says what is wrong with the lengths
+    return task
 
 
 def check_vocabulary(job: Job, size: int) -> None:

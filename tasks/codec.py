@@ -1,10 +1,15 @@
 """Text to ids and back without TensorFlow, as seqio's vocabularies do it, for verbs that read no seqio task."""
 
 import dataclasses
+import functools
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 from t5x_lite.tasks import vocabulary
+from t5x_lite.tasks.objectives.ragged import Ragged, ragged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,15 +18,18 @@ class Codec:
 
     Args:
       encode: text -> ids, without an end token; sentinels are written <extra_id_0>, ...
+      encode_all: the same for many UTF-8 texts at once, on all cores.
       decode: ids -> text, sentinels as <extra_id_0>, ...; padding is dropped.
       eos_id: the end token.
     """
 
     encode: Callable[[str], list[int]]
+    encode_all: Callable[[Sequence[bytes]], Ragged]
     decode: Callable[[Iterable[int]], str]
     eos_id: int
 
 
+@functools.cache
 def load(name: str | None) -> Codec:
     """The codec of a vocabulary name (see vocabulary.py).
 
@@ -59,7 +67,12 @@ def _byte_codec() -> Codec:
         data = bytes(i - special for i in ids if special <= i < special + 256)
         return re.sub("[\udc80-\udcff]", named, data.decode("utf-8", errors="surrogateescape"))
 
-    return Codec(encode, decode, eos_id=1)
+    def encode_all(texts: Sequence[bytes]) -> Ragged:
+        # As seqio's: what looks like a sentinel in a document is its letters.
+        values = np.frombuffer(b"".join(texts), np.uint8).astype(np.int32) + special
+        return Ragged(values, np.array([len(text) for text in texts], np.int64))
+
+    return Codec(encode, encode_all, decode, eos_id=1)
 
 
 _SENTINEL = re.compile(r"<extra_id_(0|[1-9]\d?)>")
@@ -93,7 +106,10 @@ def _sentencepiece_codec(name: str | None) -> Codec:
         # Rows of the model's table past the vocabulary have no piece.
         return model.decode([i if i < pieces else model.unk_id() for i in map(int, ids) if i != model.pad_id()])
 
-    return Codec(model.encode, decode, model.eos_id())
+    def encode_all(texts: Sequence[bytes]) -> Ragged:
+        return ragged(model.encode(list(texts), num_threads=os.cpu_count()))
+
+    return Codec(model.encode, encode_all, decode, model.eos_id())
 
 
 def model_file(name: str | None) -> str | None:

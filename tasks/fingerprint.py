@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 
 from t5x_lite.errors import UserError
-from t5x_lite.tasks import sources
+from t5x_lite.tasks import records, sources
 
 
 def of(task: seqio.Task | seqio.Mixture, use_cached: bool) -> dict[str, str]:
@@ -48,6 +48,8 @@ def _cached(member: seqio.Task) -> str:
 
 def _read(member: seqio.Task) -> str:
     source = member.source
+    if isinstance(source, records.Records):
+        source = source.tfds() or source
     shards = source.list_shards("train")
     if not shards:
         raise UserError(
@@ -58,7 +60,7 @@ def _read(member: seqio.Task) -> str:
     names = [os.path.basename(shard) for shard in shards]
     if isinstance(source, seqio.TfdsDataSource):
         return f"TFDS {source.tfds_dataset.name} in {len(names)} files, {_digest(names)}"
-    if not isinstance(source, (seqio.FileDataSource, sources.Documents)):
+    if not isinstance(source, (seqio.FileDataSource, sources.Documents, records.Records)):
         # A function of the user's own has no files to know it by.
         return f"{type(source).__name__} in {len(names)} shards"
     with ThreadPoolExecutor(16) as pool:  # a remote file system answers in tens of milliseconds

@@ -1,4 +1,4 @@
-"""The pretraining tasks: span corruption of C4 and its variants, Wikipedia, files of one's own, and the demo corpus.
+"""The pretraining tasks: every objective over C4 and its variants, Wikipedia, files of one's own and the demo corpus.
 
 C4 and Wikipedia are read from TFDS (DATA_DIR); the TFDS names and versions are those
 of `t5.data.tasks` (google-research/text-to-text-transfer-transformer). Own files are
@@ -6,10 +6,14 @@ named by DATA_GLOB and VALIDATION_GLOB. Import registers the tasks; it reads no 
 """
 
 import functools
+from collections.abc import Callable
 
 import seqio
 
-from t5x_lite.tasks import corpus, objectives, sources, vocabulary
+from t5x_lite.tasks import corpus, sources, vocabulary
+from t5x_lite.tasks.objectives.named import OBJECTIVES
+from t5x_lite.tasks.objectives.preprocess import preprocess
+from t5x_lite.tasks.tokenization import tokenize
 
 
 def _tfds(name: str, splits: tuple[str, ...] = ("train", "validation")) -> seqio.TfdsDataSource:
@@ -27,19 +31,40 @@ _SOURCES = {
     "demo": sources.Documents(corpus.files),
 }
 
-for _name, _source in _SOURCES.items():
+_FEATURES = {feature: seqio.Feature(vocabulary=vocabulary.chosen(), add_eos=True) for feature in ("inputs", "targets")}
+
+
+def register(name: str, source: seqio.DataSource, objective: Callable) -> None:
+    """Registers a pretraining task.
+
+    Args:
+      name: of the task.
+      source: of records with a text.
+      objective: see objectives/denoising.py.
+    """
     seqio.TaskRegistry.add(
-        f"{_name}_span_corruption",
-        source=_source,
+        name,
+        source=source,
         preprocessors=[
-            functools.partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
-            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+            tokenize,
             seqio.CacheDatasetPlaceholder(),
-            objectives.span_corruption,
-            seqio.preprocessors.append_eos_after_trim,
+            functools.partial(preprocess, objective=objective),
         ],
-        output_features={
-            feature: seqio.Feature(vocabulary=vocabulary.chosen(), add_eos=True) for feature in ("inputs", "targets")
-        },
+        output_features=_FEATURES,
         metric_fns=[],
     )
+
+
+for _name, _source in _SOURCES.items():
+    for _suffix, _objective in OBJECTIVES.items():
+        register(f"{_name}_{_suffix}", _source, _objective)
+
+# The names that the paper's mixtures know. In t5 a gin file tells their objective; the final models' is this.
+for _name, _same in {
+    "c4_v020_unsupervised": "c4_v220",
+    "c4_noclean_v020_unsupervised": "c4_noclean_v220",
+    "c4_realnewslike_v020_unsupervised": "c4_realnewslike_v220",
+    "c4_webtextlike_v020_unsupervised": "c4_webtextlike_v220",
+    "wikipedia_20190301.en_v003_unsupervised": "wikipedia_20190301_en",
+}.items():
+    register(_name, _SOURCES[_same], OBJECTIVES["span_corruption"])

@@ -6,10 +6,11 @@ import os
 import seqio
 
 from t5x_lite.errors import UserError, nearest
-from t5x_lite.tasks import sources
+from t5x_lite.tasks import mixing, records, sources
+from t5x_lite.tasks.mixing import Rates
 from t5x_lite.tasks.vocabulary import bind as bind_vocabulary
 
-_SHIPPED = ("t5x_lite.tasks.pretraining",)
+_SHIPPED = tuple(f"t5x_lite.tasks.{module}" for module in ("pretraining", "multilingual", "downstream", "mixtures"))
 
 
 def prepare(
@@ -21,6 +22,7 @@ def prepare(
     data_dir: str | None = None,
     use_cached: bool = False,
     cache_dir: str | None = None,
+    rates: Rates | None = None,
 ) -> seqio.Task | seqio.Mixture:
     """Registers the shipped tasks and those of `module`, and returns the one called `name`.
 
@@ -29,16 +31,19 @@ def prepare(
       module: Python module that registers more of them, on Python's path (MIXTURE_OR_TASK_MODULE).
       vocabulary: see vocabulary.py (VOCABULARY).
       data_glob, validation_glob: files of the `text_*` tasks (DATA_GLOB, VALIDATION_GLOB).
-      data_dir: TFDS folder (DATA_DIR).
+      data_dir: folder of TFDS data and of original files (DATA_DIR).
       use_cached: read what seqio has cached; a task without a place for a cache among its preprocessors is read
         from its source all the same (USE_CACHED_TASKS).
       cache_dir: folder of such caches, beside those that `module` gives to seqio itself (TASK_CACHE_DIR).
+      rates: how often the shipped mixtures draw from their tasks; None: as `Rates` has it.
 
     Raises:
       UserError: the module cannot be imported, the name is unknown, or a cache or TFDS data is not there.
     """
     bind_vocabulary(vocabulary)
     sources.bind(data_glob, validation_glob, data_dir)
+    records.bind(data_dir)
+    mixing.bind(rates or Rates())
     for shipped in _SHIPPED:
         importlib.import_module(shipped)
     if module:
@@ -54,9 +59,12 @@ def prepare(
         )
     provider = seqio.get_mixture_or_task(name)
     for task in seqio.get_subtasks(provider):
+        # Where a mixture is meant, what has neither training nor validation data is not read.
+        if task is not provider and not {"train", "validation"} & set(task.splits):
+            continue
         _check_cache(task, use_cached)
-        if isinstance(task.source, seqio.TfdsDataSource) and not (use_cached and task.cache_dir):
-            _check_tfds(task, data_dir)
+        if not (use_cached and task.cache_dir):
+            _check_source(task, data_dir)
     return provider
 
 
@@ -89,8 +97,12 @@ def _check_cache(task: seqio.Task, use_cached: bool) -> None:
         )
 
 
-def _check_tfds(task: seqio.Task, data_dir: str | None) -> None:
+def _check_source(task: seqio.Task, data_dir: str | None) -> None:
     """Refuses a task whose data is not on disk, without a download: most data sets of T5 cannot be had by one."""
+    if isinstance(task.source, records.Records):
+        task.source.check()
+    if not isinstance(task.source, seqio.TfdsDataSource):
+        return
     dataset = task.source.tfds_dataset
     if data_dir is not None:
         dataset.override_data_dir(data_dir)

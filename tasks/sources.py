@@ -131,7 +131,7 @@ def _whole(records: tf.data.Dataset, path, compression) -> tf.data.Dataset:
 
     def check(name, compression):
         if compression:
-            with _blamed(documents.bad_file, name):
+            with blamed(documents.bad_file, name):
                 documents.check_gzip(name.decode())
         return np.array([], object)
 
@@ -154,7 +154,7 @@ def _text_records(path, compression) -> tf.data.Dataset:
     """Documents separated by blank lines: the text after the last one is carried from batch to batch of lines."""
 
     def split(name, pending, lines):
-        with _blamed(documents.bad_file, name):
+        with blamed(documents.bad_file, name):
             found, pending = documents.split_text(lines, pending)
         return pending, np.array(found, object)
 
@@ -172,11 +172,11 @@ def _parquet_records(path, compression) -> tf.data.Dataset:
     del compression  # Parquet compresses inside.
 
     def groups(name):
-        with _blamed(documents.bad_file, name):
+        with blamed(documents.bad_file, name):
             return np.int64(documents.parquet_groups(name.decode()))
 
     def rows(name, group):
-        with _blamed(documents.bad_file, name):
+        with blamed(documents.bad_file, name):
             return np.array(documents.parquet_group(name.decode(), int(group)), object)
 
     def read(group):
@@ -200,7 +200,7 @@ def _decoded(kind: str, paths, numbers, records) -> tf.Tensor:
     def all_decoded(paths, numbers, records):
         texts = []
         for path, number, record in zip(paths, numbers, records):
-            with _blamed(documents.bad_record, path, int(number)):
+            with blamed(documents.bad_record, path, int(number)):
                 text = decode(record)
             if text is not None:
                 texts.append(text)
@@ -210,7 +210,7 @@ def _decoded(kind: str, paths, numbers, records) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def _blamed(parts: Callable, path: bytes, *where: int):
+def blamed(parts: Callable, path: bytes, *where: int):
     """Lets the reason of a ValueError leave tf.data together with the file, in a form that `explain` reads."""
     try:
         yield

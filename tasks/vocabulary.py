@@ -32,6 +32,11 @@ def bind(path: str | None) -> None:
     _bound = path
 
 
+def bound() -> str | None:
+    """The name of the vocabulary that `chosen()` stands for."""
+    return _bound
+
+
 @functools.cache
 def chosen():
     """The one seqio.Vocabulary of the shipped tasks. It becomes what is bound when it is used, not before."""

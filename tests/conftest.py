@@ -22,6 +22,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 TABLE = 512
 
 
+@pytest.fixture(scope="session")
+def references() -> Path:
+    """What other implementations gave, with the scripts that asked them."""
+    return Path(__file__).parent / "references"
+
+
 def documents(count, seed):
     """Sentences of invented words, frequent ones short: enough structure for a vocabulary and a falling loss."""
     rng = np.random.default_rng(seed)

@@ -130,6 +130,18 @@ def test_every_command_of_the_pages_runs(reader, monkeypatch, capsys):
     shutil.rmtree(reader / "runs")
 
 
+@pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "examples").glob("*/README.md")))
+def test_every_command_of_the_examples_runs(page, tmp_path, monkeypatch, capsys):
+    """In a copy of the example's folder, as they are."""
+    folder = shutil.copytree((ROOT / page).parent, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for command in commands(page):
+        words = shlex.split(command)
+        assert words[0] == "t5x_lite"
+        assert cli.run(words[1:]) == 0, f"{page}: {command}\n{capsys.readouterr().err}"
+
+
 def test_all_pages_are_tested_and_linked():
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert pages | {"README.md"} == set(PAGES)

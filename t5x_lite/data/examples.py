@@ -1,8 +1,11 @@
-"""A seqio task or mixture as streams of rows: the only place of the trainer that meets seqio."""
+"""A seqio task, mixture or tokenised corpus as streams of rows: the only place of the trainer that meets seqio."""
 
 from collections.abc import Callable, Iterator, Mapping
 
+from t5x_lite.data import token_files
+from t5x_lite.data.blocks import DatasetBlocks, First
 from t5x_lite.data.streams import Stream
+from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
 
 Explain = Callable[[Exception], Exception | None]
@@ -21,7 +24,7 @@ def train_streams(
     """Endless shuffled streams of the training split.
 
     Args:
-      task: seqio task or mixture.
+      task: seqio task or mixture, or Tokens.
       shards: the data shards wanted, of `num_shards` in all.
       num_shards: shards that the data is cut into.
       lengths: tokens of each feature in a row.
@@ -30,22 +33,27 @@ def train_streams(
       use_cached: read the task's offline cache.
       explain: turns an error raised inside tf.data into a UserError.
     """
-    import seqio
 
-    def stream(shard: int) -> Stream:
+    def blocks(shard: int):
+        # Shards differ in seed, or equal draws would meet unequal documents all through the batch.
+        own_seed = seed * num_shards + shard
+        if isinstance(task, Tokens):
+            return task.train_blocks(shard, num_shards, lengths, own_seed)
+        import seqio
+
         dataset = task.get_dataset(
             sequence_length=dict(lengths),
             split="train",
             use_cached=use_cached,
             shuffle=True,
-            # Shards differ in seed, or equal draws would meet unequal documents all through the batch.
-            seed=seed * num_shards + shard,
+            seed=own_seed,
             shard_info=seqio.ShardInfo(index=shard, num_shards=num_shards) if num_shards > 1 else None,
             num_epochs=None,
+            trim_output_features=False,  # the blocks cut, without a call for each example
         )
-        return Stream(dataset, lengths, pack, explain)
+        return DatasetBlocks(dataset, lengths, explain)
 
-    return {shard: stream(shard) for shard in shards}
+    return {shard: Stream(blocks(shard), lengths, pack) for shard in shards}
 
 
 def evaluation_streams(
@@ -63,12 +71,22 @@ def evaluation_streams(
     `num_examples` bounds the pass; None: all.
     """
     for member in members(task, split):
+        if isinstance(member, Tokens):
+            blocks = member.evaluation_blocks(split, lengths)
+            yield member.name, Stream(blocks if num_examples is None else First(blocks, num_examples), lengths, pack)
+            continue
         dataset = member.get_dataset(
-            sequence_length=dict(lengths), split=split, use_cached=use_cached, shuffle=False, seed=seed, num_epochs=1
+            sequence_length=dict(lengths),
+            split=split,
+            use_cached=use_cached,
+            shuffle=False,
+            seed=seed,
+            num_epochs=1,
+            trim_output_features=False,
         )
         if num_examples is not None:
             dataset = dataset.take(num_examples)
-        yield member.name, Stream(dataset, lengths, pack, explain)
+        yield member.name, Stream(DatasetBlocks(dataset, lengths, explain), lengths, pack)
 
 
 def check_split(task, split: str, use_cached: bool) -> None:
@@ -77,6 +95,9 @@ def check_split(task, split: str, use_cached: bool) -> None:
     Raises:
       UserError: that, or there are no files of the split.
     """
+    if isinstance(task, Tokens):
+        token_files.files(task.folder, split)
+        return
     for member in members(task, split):
         if not (use_cached and member.cache_dir) and not member.source.list_shards(split):
             raise UserError(
@@ -88,6 +109,8 @@ def check_split(task, split: str, use_cached: bool) -> None:
 
 def members(task, split: str | None) -> list:
     """The tasks of a mixture (or the task itself) that have this split; None: all."""
+    if isinstance(task, Tokens):
+        return [task] if split is None or split in task.splits else []
     import seqio
 
     return [t for t in seqio.get_subtasks(task) if split is None or split in t.splits]

@@ -4,9 +4,19 @@ import time
 from collections.abc import Mapping
 
 from etils import epath
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+except ImportError:
+    # Training on tokens does without: a rented machine may have JAX's own packages and nothing else.
+    Event = None
+
+
+def open_events(directory: epath.Path, first_step: int | None = None) -> "EventFile | None":
+    """A new `EventFile`, or None where tensorboard is not installed."""
+    return None if Event is None else EventFile(directory, first_step)
 
 
 class EventFile:

@@ -6,18 +6,16 @@ import dataclasses
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from t5x_lite.data.batches import TrainBatches
 from t5x_lite.errors import Preempted, RunError
 from t5x_lite.train import checkpoint
-from t5x_lite.train.metrics import MetricsWriter, progress_line, say
+from t5x_lite.train.metrics import MetricsWriter, progress_bar, progress_line, say
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
 _IN_FLIGHT = 2
@@ -234,16 +232,12 @@ def run(
             pace = (time.monotonic() - began) / (line["step"] - plan.first_step)
             say(progress_line(line, plan.train_steps, pace * (plan.train_steps - line["step"])))
 
-    bar = tqdm(
-        total=plan.train_steps, initial=plan.first_step, unit="step", leave=False, dynamic_ncols=True,
-        disable=not sys.stderr.isatty() or jax.process_index() > 0,
-    )  # fmt: skip
-    with bar:
+    with progress_bar(plan.first_step, plan.train_steps) as advance:
         for batch, snapshot in batches:
             if batch is not None:
                 state, metrics = train_step(state, batch)
                 step += 1
-                bar.update()
+                advance()
                 in_flight.append((step, metrics))
                 wait(_IN_FLIGHT if step > plan.first_step + 1 else 0)
             if snapshot is not None and step != saved:

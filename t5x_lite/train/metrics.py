@@ -1,15 +1,16 @@
 """What a run tells about itself: metrics.jsonl, TensorBoard events, and a line on the terminal."""
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import jax
 from etils import epath
-from tqdm import tqdm
 
 from t5x_lite.errors import UserError
-from t5x_lite.train.events import EventFile
+from t5x_lite.train.events import open_events
 
 JSONL = "metrics.jsonl"
 RESULTS = "results.jsonl"
@@ -88,7 +89,9 @@ class MetricsWriter:
         for path in (directory / JSONL, directory / "eval" / RESULTS):
             _drop_after(path, resume_step)
         self._jsonl = (directory / JSONL).open("a")
-        self._events = EventFile(directory, resume_step + 1)
+        self._events = open_events(directory, resume_step + 1)
+        if self._events is None:
+            say("t5x_lite: tensorboard is not installed: no event files are written, metrics.jsonl holds it all")
 
     def train(self, line: Mapping[str, float | int | None]) -> None:
         """Appends one line of training metrics; it has a `step`."""
@@ -100,13 +103,14 @@ class MetricsWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds scalars to the event file alone."""
-        if self._active:
+        if self._active and self._events is not None:
             self._events.scalars(step, values)
 
     def close(self) -> None:
         if self._active:
             self._jsonl.close()
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
 
 
 def append_result(folder: epath.Path, line: Mapping) -> None:
@@ -148,7 +152,22 @@ def progress_line(line: Mapping, train_steps: int, seconds_left: float) -> str:
     return "  ".join(parts) + f"  ETA {duration(seconds_left)}"
 
 
+@contextlib.contextmanager
+def progress_bar(first_step: int, last_step: int) -> Iterator[Callable[[], object]]:
+    """A bar over the steps, on a terminal alone; gives the function to call after each step."""
+    if not sys.stderr.isatty() or jax.process_index():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=last_step, initial=first_step, unit="step", leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
 def say(message: str) -> None:
     """A line of progress on stderr, so that stdout holds results alone; above the bar where one is drawn."""
-    tqdm.write(message, file=sys.stderr)
+    if "tqdm" in sys.modules:  # a bar may be drawn
+        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr)
     sys.stderr.flush()

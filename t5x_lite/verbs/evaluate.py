@@ -9,6 +9,7 @@ from etils import epath
 from t5x_lite import model_dir, output, task_metrics
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
+from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.job import Job
 from t5x_lite.program import eval_step
@@ -90,7 +91,7 @@ def evaluate(
     """
     job, rows = model.job, model.rows(batch_size)
     own_metrics = task_metrics.by_task(task, split, job, model.program, rows, explain, num_examples)
-    features = {member.name: member.output_features["targets"] for member in examples.members(task, split)}
+    eos = {member.name: _end(member) for member in examples.members(task, split)}
     sums_of = eval_step(model.program)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(EventFile(folder)) as events:
@@ -108,7 +109,7 @@ def evaluate(
                     "there is nothing to evaluate",
                     "choose another --split",
                 )
-            _say_cut(name, features[name], np.concatenate(ends), job.feature_lengths["targets"])
+            _say_cut(name, eos[name], np.concatenate(ends), job.feature_lengths["targets"])
             try:
                 if name in own_metrics:
                     say(f"decoding {name}")
@@ -126,9 +127,15 @@ def _watched(batches: Iterable[dict], ends: list[np.ndarray]) -> Iterator[dict]:
         yield batch
 
 
-def _say_cut(name: str, feature, ends: np.ndarray, length: int) -> None:
+def _end(member) -> int | None:
+    """The id that the targets of a task end in, None where they need not or cannot do otherwise."""
+    feature = None if isinstance(member, Tokens) else member.output_features["targets"]
+    return feature.vocabulary.eos_id if feature is not None and feature.add_eos else None
+
+
+def _say_cut(name: str, eos: int | None, ends: np.ndarray, length: int) -> None:
     """Says how many targets fill their row without an end token, where they should have one: those were cut."""
-    cut = int(np.isin(ends, (0, feature.vocabulary.eos_id), invert=True).sum()) if feature.add_eos else 0
+    cut = 0 if eos is None else int(np.isin(ends, (0, eos), invert=True).sum())
     if cut:
         say(
             f"{cut} of {len(ends)} targets of {name} were cut to the {length} tokens of TASK_FEATURE_LENGTHS, here and "

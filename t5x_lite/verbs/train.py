@@ -12,6 +12,7 @@ from etils import epath
 from t5x_lite import config, output, validation
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
+from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
 from t5x_lite.job import UNUSED_WHEN_DRY, Job
 from t5x_lite.model import flops, network
@@ -141,8 +142,12 @@ def vocabulary_file(job: Job) -> bytes | None:
 
 def data_identity(job: Job, task, vocabulary: bytes | None) -> dict:
     """What the data shards are a cut of: a saved position is good only under the same."""
-    from t5x_lite.tasks import fingerprint
+    if isinstance(task, Tokens):
+        data = {"the tokens": task.identity()}
+    else:
+        from t5x_lite.tasks import fingerprint
 
+        data = fingerprint.of(task, job.use_cached_tasks)
     return {
         "--gin.MIXTURE_OR_TASK_NAME": job.mixture_or_task_name,
         "--gin.TASK_FEATURE_LENGTHS": dict(job.feature_lengths),
@@ -151,7 +156,7 @@ def data_identity(job: Job, task, vocabulary: bytes | None) -> dict:
         "--gin.PACK": job.pack,
         "--gin.USE_CACHED_TASKS": job.use_cached_tasks,
         "--gin.VOCABULARY": _known_as(vocabulary),
-        **fingerprint.of(task, job.use_cached_tasks),
+        **data,
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import batches, examples
+from t5x_lite.data.blocks import DatasetBlocks
 from t5x_lite.data.streams import Stream
 from t5x_lite.errors import UserError
 
@@ -22,6 +23,10 @@ def task(corpus):
     name = str(corpus / "vocabulary.model")
     train, validation = str(corpus / "train-*"), str(corpus / "validation.jsonl")
     return registry.prepare("text_span_corruption", None, name, train, validation)
+
+
+def stream_of(dataset, pack=True, explain=lambda error: None):
+    return Stream(DatasetBlocks(dataset, LENGTHS, explain), LENGTHS, pack)
 
 
 def opened(task, shards, num_shards=SHARDS, seed=0, pack=True):
@@ -49,10 +54,10 @@ def numbered(count, longest=30):
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
 def test_a_stream_gives_every_example_once_whatever_is_asked_for(pack):
     dataset = numbered(150)
-    whole = tokens(Stream(dataset, LENGTHS, pack).take(1000))
+    whole = tokens(stream_of(dataset, pack).take(1000))
     seen = sorted(example["inputs"][0] for row in whole for example in row)
     assert seen == list(range(150))
-    stream, taken = Stream(dataset, LENGTHS, pack), []
+    stream, taken = stream_of(dataset, pack), []
     while rows := stream.take(len(taken) % 5 + 1):
         taken += tokens(rows)
     assert taken == whole
@@ -62,7 +67,7 @@ def test_a_stream_gives_every_example_once_whatever_is_asked_for(pack):
 @pytest.mark.parametrize("taken", [0, 1, 7, 40, 41])
 def test_a_position_anywhere_gives_the_same_continuation(taken):
     def stream():
-        return Stream(numbered(90).shuffle(20, seed=1).repeat(2), LENGTHS, pack=True)
+        return stream_of(numbered(90).shuffle(20, seed=1).repeat(2))
 
     first = stream()
     first.take(taken)
@@ -152,7 +157,7 @@ def train_batches(streams, restore=None, first=0, last=10, snapshots=lambda step
 
 
 def two_streams():
-    return {s: Stream(numbered(60).shuffle(30, seed=s).repeat(), LENGTHS, True) for s in (0, 1)}
+    return {s: stream_of(numbered(60).shuffle(30, seed=s).repeat()) for s in (0, 1)}
 
 
 def equal(one, other):
@@ -185,12 +190,12 @@ def test_stopping_hands_over_what_is_ready_and_then_the_position():
 
 
 def test_what_goes_wrong_while_reading_reaches_the_reader():
-    reader = train_batches({0: Stream(numbered(3), LENGTHS, False)})
+    reader = train_batches({0: stream_of(numbered(3), False)})
     next(iter(reader))
     with pytest.raises(UserError, match=r"data shard 0 has no more examples\..*--gin.DATA_SHARDS lower"):
         list(reader)
     with pytest.raises(UserError, match="no more examples"):
-        train_batches({0: Stream(numbered(1), LENGTHS, False)}).wait_for_first()
+        train_batches({0: stream_of(numbered(1), False)}).wait_for_first()
 
 
 def test_a_record_that_cannot_be_read_is_met_once():
@@ -209,7 +214,7 @@ def test_a_record_that_cannot_be_read_is_met_once():
     )
     dataset = dataset.repeat().map(lambda n: tf.fill([3], n), num_parallel_calls=2).batch(500).unbatch()
     dataset = dataset.map(lambda x: {"inputs": x[None], "targets": x[None]})
-    stream = Stream(dataset, LENGTHS, True, lambda error: OSError("explained"))
+    stream = stream_of(dataset, True, lambda error: OSError("explained"))
     with pytest.raises(OSError, match="explained"):
         stream.take(1)
     assert len(met) < 20
@@ -219,7 +224,7 @@ def test_a_record_that_cannot_be_read_is_met_once():
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
 def test_evaluation_covers_each_example_once(hosts, pack):
     parts = [
-        list(batches.eval_batches(Stream(numbered(37), LENGTHS, pack), LENGTHS, 8, pack, None, (host, hosts)))
+        list(batches.eval_batches(stream_of(numbered(37), pack), LENGTHS, 8, pack, None, (host, hosts)))
         for host in range(hosts)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -230,7 +235,7 @@ def test_evaluation_covers_each_example_once(hosts, pack):
         seen += batch["decoder_target_tokens"][present].tolist()
     expected = [n for e in numbered(37).as_numpy_iterator() for n in e["targets"].tolist()]
     assert sorted(seen) == sorted(expected)
-    assert len(list(batches.eval_batches(Stream(numbered(37), LENGTHS, False), LENGTHS, 8, False, 2, (0, 1)))) == 2
+    assert len(list(batches.eval_batches(stream_of(numbered(37), False), LENGTHS, 8, False, 2, (0, 1)))) == 2
 
 
 def test_evaluation_streams_read_the_split_in_order(task):

@@ -47,11 +47,12 @@ def test_modules_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     Path("own_tasks.py").write_text(
         "import functools, seqio\n"
-        "from t5x_lite.tasks import objectives, sources, vocabulary\n"
+        "from t5x_lite.tasks import sources, vocabulary\n"
+        "from t5x_lite.tasks.objectives.named import OBJECTIVES\n"
+        "from t5x_lite.tasks.objectives.preprocess import preprocess\n"
         "seqio.TaskRegistry.add('own_task', source=sources.Documents(sources.bound_files), preprocessors=[\n"
         "    functools.partial(seqio.preprocessors.rekey, key_map={'targets': 'text'}), seqio.preprocessors.tokenize,\n"
-        "    functools.partial(objectives.span_corruption, mean_span=2.0),\n"
-        "    seqio.preprocessors.append_eos_after_trim],\n"
+        "    functools.partial(preprocess, objective=OBJECTIVES['span_corruption_mean_2'])],\n"
         "    output_features={k: seqio.Feature(vocabulary.chosen()) for k in ('inputs', 'targets')})\n"
         "seqio.MixtureRegistry.add('own_mixture', ['own_task', 'text_span_corruption'], default_rate=1.0)\n"
     )

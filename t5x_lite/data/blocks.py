@@ -1,0 +1,228 @@
+"""Where the examples of a data shard come from: a tf.data pipeline, or tokenised files without TensorFlow.
+
+Either gives lists of examples, one block after the other, and can save and restore its place.
+"""
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from t5x_lite.data.packing import Example
+from t5x_lite.data.token_files import TokenFile
+
+
+class Blocks(Protocol):
+    """Examples in order, some at a time."""
+
+    def next(self) -> list[Example] | None:
+        """The next examples; None at the end."""
+
+    def position(self) -> dict[str, np.ndarray]:
+        """What is needed to go on after the blocks taken so far."""
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        """Goes on from a `position` of blocks that were made alike."""
+
+    def close(self) -> None:
+        """Lets go of files and threads."""
+
+
+class DatasetBlocks:
+    """The examples of a tf.data pipeline.
+
+    Args:
+      dataset: tf.data.Dataset of 1-D integer features.
+      lengths: tokens of each feature in a row; examples are cut to them.
+      explain: turns an error raised inside tf.data into a UserError, or returns None.
+    """
+
+    # Examples fetched at once: a call costs more than copying many.
+    _SIZE = 32
+
+    def __init__(
+        self,
+        dataset,
+        lengths: Mapping[str, int],
+        explain: Callable[[Exception], Exception | None] = lambda error: None,
+    ):
+        import tensorflow as tf
+
+        dataset = dataset.map(lambda example: {f: example[f] for f in lengths})
+        # A map fused with a batch reads on after an error until the batch is full: in the batches of batches of
+        # an objective, one bad record would be met some 100,000 times before its error comes out.
+        options = tf.data.Options()
+        options.experimental_optimization.map_and_batch_fusion = False
+        dataset = dataset.with_options(options)
+        # Ragged blocks keep lengths exact, where padding could not be told from token 0.
+        self._iterator = iter(dataset.ragged_batch(self._SIZE))
+        self._lengths, self._explain = dict(lengths), explain
+
+    def next(self) -> list[Example] | None:
+        try:
+            block = next(self._iterator)
+        except StopIteration:
+            return None
+        except Exception as error:
+            raise (self._explain(error) or _outer(error)) from error
+        columns = {}
+        for name, column in block.items():
+            rows = np.split(column.values.numpy().astype(np.int32, copy=False), column.row_splits.numpy()[1:-1])
+            columns[name] = [row[: self._lengths[name]] for row in rows]
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+    def position(self) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                tf.train.Checkpoint(iterator=self._iterator).write(f"{scratch}/iterator")
+            except tf.errors.OpError as error:
+                raise _outer(error) from error
+            return {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(Path(scratch).iterdir())}
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, data in position.items():
+                (Path(scratch) / name).write_bytes(data.tobytes())
+            tf.train.Checkpoint(iterator=self._iterator).read(f"{scratch}/iterator").assert_consumed()
+
+    def close(self) -> None:
+        # Its threads must not outlive the interpreter.
+        self._iterator = iter(())
+
+
+def _outer(error: Exception) -> Exception:
+    """An OSError for what TensorFlow has to say of the machine or of a source: a file that went away, a full disk."""
+    import tensorflow as tf
+
+    if not isinstance(error, tf.errors.OpError):
+        return error
+    said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", error.message)  # without the names of graph nodes
+    return OSError(f"the data pipeline failed: {said}")
+
+
+class TokenBlocks:
+    """The examples of tokenised files, without TensorFlow.
+
+    In training an epoch goes through the files in a random order and through each file in a random order of its
+    records, some 1,000 at a time; what they become is shuffled among each other.
+
+    Args:
+      files: paths of the split, in order.
+      read: (file, record number) -> the record.
+      examples_of: records and a random generator -> examples that fit their rows.
+      shard, shards: this stream has whole files as long as there is one for every shard, and every so many-th record of
+        the rest.
+      seed: of the order and of the objective; None: in order, with a fixed seed for the objective.
+      epochs: None: without end.
+    """
+
+    # Records together, as many as the shuffle of the tf.data sources.
+    _SIZE = 1024
+    _ORDERED_SIZE = 128
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        read: Callable[[TokenFile, int], dict[str, np.ndarray]],
+        examples_of: Callable[[list[dict[str, np.ndarray]], np.random.Generator], list[Example]],
+        shard: int = 0,
+        shards: int = 1,
+        seed: int | None = None,
+        epochs: int | None = None,
+    ):
+        whole = len(files) // shards * shards
+        self._parts = [(path, 1, 0) for path in files[shard:whole:shards]]
+        self._parts += [(path, shards, (shard + k) % shards) for k, path in enumerate(files[whole:])]
+        self._read, self._examples_of = read, examples_of
+        self._shard, self._seed, self._epochs = shard, seed, epochs
+        self._at = {"epoch": 0, "file": 0, "record": 0, "block": 0}
+        self._empty = True  # nothing has been found in this epoch
+
+    def next(self) -> list[Example] | None:
+        records = self._records()
+        if not records:
+            return None
+        rng = self._generator(1, self._at["block"])
+        self._at["block"] += 1
+        made = self._examples_of(records, rng)
+        return [made[k] for k in rng.permutation(len(made))] if self._seed is not None else made
+
+    def _records(self) -> list[dict[str, np.ndarray]]:
+        records, size = [], self._SIZE if self._seed is not None else self._ORDERED_SIZE
+        while len(records) < size and self._at["epoch"] != self._epochs:
+            if self._at["file"] == len(self._parts):
+                if self._empty:
+                    return records  # no file of this shard holds a record
+                # An epoch is used up before the next one begins.
+                self._at |= {"epoch": self._at["epoch"] + 1, "file": 0, "record": 0}
+                self._empty = True
+                if records:
+                    return records
+                continue
+            part = self._order(len(self._parts), 2, self._at["epoch"])[self._at["file"]]
+            path, stride, offset = self._parts[part]
+            file = _opened(path)
+            numbers = np.arange(offset, len(file), stride)
+            order = numbers[self._order(len(numbers), 3 + part, self._at["epoch"])]
+            taken = order[self._at["record"] : self._at["record"] + size - len(records)]
+            records += [self._read(file, int(number)) for number in taken]
+            self._empty = self._empty and not len(numbers)
+            self._at["record"] += len(taken)
+            if self._at["record"] == len(order):
+                self._at |= {"file": self._at["file"] + 1, "record": 0}
+        return records
+
+    def _order(self, count: int, purpose: int, epoch: int) -> np.ndarray:
+        return np.arange(count) if self._seed is None else self._generator(purpose, epoch).permutation(count)
+
+    def _generator(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed or 0, self._shard, purpose, number])
+
+    def position(self) -> dict[str, np.ndarray]:
+        at = json.dumps(self._at | {"empty": self._empty})
+        return {"place": np.frombuffer(at.encode(), np.uint8)}
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        at = json.loads(position["place"].tobytes())
+        self._empty = at.pop("empty")
+        self._at = at
+
+    def close(self) -> None:
+        _opened.cache_clear()
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(path: str) -> TokenFile:
+    return TokenFile(path)
+
+
+class First:
+    """The first so many examples of other blocks.
+
+    Args:
+      blocks: of one pass.
+      count: of examples.
+    """
+
+    def __init__(self, blocks: Blocks, count: int):
+        self._blocks, self._left = blocks, count
+
+    def next(self) -> list[Example] | None:
+        block = self._blocks.next() if self._left else None
+        if block is None:
+            return None
+        block = block[: self._left]
+        self._left -= len(block)
+        return block
+
+    def close(self) -> None:
+        self._blocks.close()

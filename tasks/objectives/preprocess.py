@@ -1,0 +1,79 @@
+"""An objective as a seqio preprocessor.
+
+Random numbers follow from seqio's stateless seeds, one for each group of documents: they are fixed by the seed given
+to `get_dataset`, go on from epoch to epoch, and are part of a saved position.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from t5x_lite.tasks.objectives.corruption import Ids
+from t5x_lite.tasks.objectives.ragged import Ragged
+from t5x_lite.tasks.sources import python_op
+from t5x_lite.tasks.vocabulary import SENTINELS
+
+# Documents that are run together before they are cut.
+TOGETHER = 128
+
+
+def preprocess(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None,
+    output_features: Mapping[str, seqio.Feature],
+    *,
+    objective: Callable,
+) -> tf.data.Dataset:
+    """{"targets": tokens [n]} a document -> {"inputs", "targets"}, each closed by an end of sequence and short enough.
+
+    Nothing needs to be trimmed or appended afterwards. For the `preprocessors` of a seqio.Task after tokenisation:
+    `functools.partial(preprocess, objective=OBJECTIVES["prefix_lm"])`.
+
+    Args:
+      dataset, sequence_length, output_features: as seqio gives them.
+      objective: a function of denoising.py, with parameters of its own if wanted.
+
+    Raises:
+      UserError: the lengths do not fit the objective; see denoising.py.
+    """
+    make = objective(sequence_length, ids(output_features["targets"].vocabulary))
+    names = ("inputs", "targets")
+
+    def examples(values, splits, seed):
+        rng = np.random.Generator(np.random.Philox(key=seed.astype(np.uint64)))
+        made = make(Ragged(values, np.diff(splits)), rng)
+        return [array for name in names for array in (made[name].values.astype(np.int32), made[name].lengths)]
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def group(documents, seed):
+        # seqio's seeds of one op are two int32.
+        arrays = iter(
+            python_op(
+                examples,
+                [documents.values, documents.row_splits, tf.cast(seed, tf.int64)],
+                [tf.int32, tf.int64] * len(names),
+            )
+        )
+        return {
+            name: tf.RaggedTensor.from_row_lengths(
+                tf.ensure_shape(next(arrays), [None]), tf.ensure_shape(next(arrays), [None]), validate=False
+            )
+            for name in names
+        }
+
+    documents = dataset.map(lambda example: tf.cast(example["targets"], tf.int32))
+    return group(documents.ragged_batch(TOGETHER)).unbatch()
+
+
+def ids(vocabulary: seqio.Vocabulary) -> Ids:
+    """What the objectives need of a vocabulary."""
+    # A vocabulary without extra ids has T5's 100 sentinels among its own: pieces made for that or, as in ByT5, the last
+    # bytes, of which 11 occur in no text. Beyond 128 they would be the letters.
+    return Ids(
+        size=vocabulary.vocab_size,
+        sentinels=vocabulary.extra_ids or SENTINELS,
+        eos=vocabulary.eos_id,
+        encode=lambda text: vocabulary.encode(text) if text else [],
+    )

@@ -1,0 +1,307 @@
+"""Questions and answers: SQuAD 1.1, TriviaQA and Natural Questions as published.
+
+Names and types are those of TFDS (squad, trivia_qa, natural_questions_open).
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+
+from t5x_lite.tasks import documents
+from t5x_lite.tasks.formats.trivia import natural_question
+from t5x_lite.tasks.originals.reading import (
+    NUMBER,
+    TEXT,
+    TEXTS,
+    DataSet,
+    Files,
+    Format,
+    Record,
+    field,
+    json_object,
+    lines,
+    strings,
+    text,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SQuAD
+
+
+def _squad_questions(path: str) -> Iterator[Record]:
+    """Every question with its title and context; answers to the same question are brought together, as in TFDS."""
+    try:
+        whole = json.loads(text(path))
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+    questions: dict[str, Record] = {}
+    for question in (q for entry in field(whole, "data", list) for q in _questions_of(entry)):
+        first = questions.setdefault(field(question, "id", str), question)
+        if first is not question:
+            first["answers"] += question["answers"]
+    yield from questions.values()
+
+
+def _questions_of(entry: Record) -> Iterator[Record]:
+    """The questions of an article, or an entry that is a question with its context, as Hugging Face writes them."""
+    if "paragraphs" not in entry:
+        answers = field(entry, "answers", dict)
+        pairs = zip(field(answers, "text", list), field(answers, "answer_start", list), strict=True)
+        yield entry | {"answers": [{"text": answer, "answer_start": start} for answer, start in pairs]}
+        return
+    for paragraph in field(entry, "paragraphs", list):
+        context = field(paragraph, "context", str)
+        for question in field(paragraph, "qas", list):
+            field(question, "answers", list)
+            yield question | {"title": entry.get("title", ""), "context": context}
+
+
+def _squad_record(question: Record, number: int) -> list[Record]:
+    del number
+    answers = question["answers"]
+    return [
+        {
+            "id": question["id"],
+            "title": field({"title": "", **question}, "title", str),
+            "context": field(question, "context", str),
+            "question": field(question, "question", str),
+            "answers": {
+                "text": [field(answer, "text", str) for answer in answers],
+                "answer_start": [field(answer, "answer_start", int) for answer in answers],
+            },
+        }
+    ]
+
+
+def _squad() -> DataSet:
+    form = Format(_squad_questions, _squad_record, unit="question")
+    return DataSet(
+        features={
+            "id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT,
+            "answers": {"text": TEXTS, "answer_start": [NUMBER]},
+        },
+        splits={
+            "train": ((Files(("train-v1.1.json",), form),),),
+            "validation": ((Files(("dev-v1.1.json",), form),),),
+        },
+        folders=("squad", "SQuAD", ""),
+        download="https://rajpurkar.github.io/SQuAD-explorer/dataset/ (train-v1.1.json, dev-v1.1.json)",
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# TriviaQA
+
+_CHUNK = 1 << 20
+# Characters of an article. Where one does not end the file is damaged, and not to be held in memory whole.
+_LONGEST = 1 << 26
+_BETWEEN = re.compile(r"[\s,]*")
+_ANSWER = {
+    "matched_wiki_entity_name": "MatchedWikiEntryName",
+    "normalized_matched_wiki_entity_name": "NormalizedMatchedWikiEntryName",
+    "normalized_value": "NormalizedValue",
+    "type": "Type",
+    "value": "Value",
+}
+# What TFDS writes where the answer is secret.
+_SECRET = {name: "" if name == "type" else "<unk>" for name in _ANSWER}
+_PAGES = {"doc_source": "DocSource", "filename": "Filename", "title": "Title"}
+_RESULTS = {"description": "Description", "filename": "Filename", "rank": "Rank", "title": "Title", "url": "Url"}
+
+
+def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
+    """(folder of documents, article) of the array "Data", an article at a time: the files are too large for more."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(path)), "evidence")
+    if evidence and not _is_folder(folder):
+        raise ValueError(f"the documents that it names are looked for in {folder}, which is not there")
+    decode = json.JSONDecoder().raw_decode
+    buffer, inside = "", False
+    for chunk in _chunks(path):
+        buffer += chunk
+        if not inside:
+            start = re.search(r'"Data"\s*:\s*\[', buffer)
+            if start is None:
+                continue
+            buffer, inside = buffer[start.end() :], True
+        position = 0
+        while True:
+            position = _BETWEEN.match(buffer, position).end()
+            if buffer.startswith("]", position):
+                return
+            try:
+                article, position = decode(buffer, position)
+            except ValueError:
+                break  # It goes on in the next chunk.
+            yield folder, article
+        buffer = buffer[position:]
+        if len(buffer) > _LONGEST:
+            break
+    raise ValueError("it is not JSON, or breaks off" if inside else 'it has no array "Data"')
+
+
+def _chunks(path: str) -> Iterator[str]:
+    """The text of a file in large pieces of whole lines."""
+    pending: list[bytes] = []
+    size = 0
+    for line in lines(path):
+        pending += (line, b"\n")
+        size += len(line)
+        if size > _CHUNK:
+            yield b"".join(pending).decode("utf-8")
+            pending, size = [], 0
+    yield b"".join(pending).decode("utf-8")
+
+
+def _is_folder(path: str) -> bool:
+    if "://" in path:
+        import tensorflow as tf
+
+        return tf.io.gfile.isdir(path)
+    return os.path.isdir(path)
+
+
+def _trivia_record(unit: tuple[str, Record], number: int, *, evidence: bool) -> list[Record]:
+    del number
+    folder, article = unit
+    record = {name: field(article, key, str).strip() for name, key in (
+        ("question", "Question"), ("question_source", "QuestionSource"))}  # fmt: skip
+    return [
+        {
+            **record,
+            "question_id": field(article, "QuestionId", str),
+            "entity_pages": _documents(article, "EntityPages", _PAGES, "wiki_context", folder, "wikipedia", evidence),
+            "search_results": _documents(article, "SearchResults", _RESULTS, "search_context", folder, "web", evidence),
+            "answer": _answer(article),
+        }
+    ]
+
+
+def _answer(article: Record) -> Record:
+    if "Answer" not in article:
+        return {"aliases": [], "normalized_aliases": [], **_SECRET}
+    answer = field(article, "Answer", dict)
+    optional = {"MatchedWikiEntryName": "", "NormalizedMatchedWikiEntryName": ""}
+    return {
+        "aliases": [alias.strip() for alias in strings(answer, "Aliases")],
+        "normalized_aliases": [alias.strip() for alias in strings(answer, "NormalizedAliases")],
+        **{name: field(optional | answer, key, str).strip() for name, key in _ANSWER.items()},
+    }
+
+
+def _documents(article, key, names, context, folder, kind, evidence) -> Record:
+    """The documents of an article whose text is there, feature by feature."""
+    columns: dict[str, list] = {name: [] for name in (*names, context)}
+    for item in field({key: [], **article}, key, list) if evidence else ():
+        if "Filename" not in item:
+            continue
+        try:
+            with documents.open_file(os.path.join(folder, kind, item["Filename"])) as file:
+                read = file.read().decode("utf-8")
+        except OSError:
+            continue  # Some documents could not be had when the data set was made.
+        for name, source in names.items():
+            value = field(item, source, int if name == "rank" else str)
+            columns[name].append(value.strip() if isinstance(value, str) else value)
+        columns[context].append(read.strip())
+    return columns
+
+
+def _trivia(prefix: str, folders: tuple[str, ...], download: str, evidence: bool) -> DataSet:
+    form = Format(
+        functools.partial(_articles, evidence=evidence),
+        functools.partial(_trivia_record, evidence=evidence),
+        unit="article",
+    )
+    endings = {"train": "train", "validation": "dev", "test": "test-without-answers"}
+    return DataSet(
+        features={
+            "question": TEXT, "question_id": TEXT, "question_source": TEXT,
+            "entity_pages": {**dict.fromkeys(_PAGES, TEXTS), "wiki_context": TEXTS},
+            "search_results": {**dict.fromkeys(_RESULTS, TEXTS), "rank": [NUMBER], "search_context": TEXTS},
+            "answer": {**dict.fromkeys(_ANSWER, TEXT), "aliases": TEXTS, "normalized_aliases": TEXTS},
+        },
+        splits={split: ((Files((f"{prefix}*{ending}.json",), form),),) for split, ending in endings.items()},
+        folders=folders,
+        download=download,
+        # A record with its documents has some 100 kB.
+        shuffled=256 if evidence else 1 << 14,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Natural Questions
+
+
+def _open_question(line: bytes, number: int) -> list[Record]:
+    del number
+    row = json_object(line)
+    return [] if row is None else [{"question": field(row, "question", str), "answer": strings(row, "answer")}]
+
+
+def _natural_question(line: bytes, number: int) -> list[Record]:
+    """A question with its one short answer; questions with none or several give no record."""
+    del number
+    row = json_object(line)
+    if row is None:
+        return []
+    field(row, "question_text", str)
+    if not field(row, "annotations", list):
+        raise ValueError("its field 'annotations' is empty")
+    for answer in field(row["annotations"][0], "short_answers", list):
+        field(answer, "start_token", int)
+        field(answer, "end_token", int)
+    if "document_tokens" in row:
+        for token in field(row, "document_tokens", list):
+            field(token, "token", str)
+    else:
+        field(row, "document_text", str)
+    record = natural_question(row)
+    return [] if record is None else [record]
+
+
+def _lines_of_json(parse, **names: tuple[str, ...]) -> dict[str, tuple[tuple[Files, ...], ...]]:
+    form = Format(lines, parse)
+    return {split: tuple((Files((name,), form),) for name in spelt) for split, spelt in names.items()}
+
+
+_RC = "http://nlp.cs.washington.edu/triviaqa/data/triviaqa-rc.tar.gz (the folders qa and evidence)"
+_RC_FOLDERS = ("triviaqa-rc/qa", "trivia_qa/qa", "triviaqa/qa", "qa")
+_UNFILTERED = "http://nlp.cs.washington.edu/triviaqa/data/triviaqa-unfiltered.tar.gz"
+
+DATA_SETS = {
+    "squad/v1.1": _squad(),
+    "trivia_qa/rc": _trivia("", _RC_FOLDERS, _RC, evidence=True),
+    "trivia_qa/rc.nocontext": _trivia("", _RC_FOLDERS, _RC, evidence=False),
+    "trivia_qa/unfiltered.nocontext": _trivia(
+        "unfiltered-", ("triviaqa-unfiltered", "trivia_qa/triviaqa-unfiltered", "trivia_qa"), _UNFILTERED,
+        evidence=False,
+    ),
+    "natural_questions_open": DataSet(
+        features={"question": TEXT, "answer": TEXTS},
+        splits=_lines_of_json(
+            _open_question,
+            train=("NQ-open.train.jsonl", "train.jsonl"),
+            validation=("NQ-open.dev.jsonl", "dev.jsonl", "validation.jsonl"),
+        ),
+        folders=("nq_open", "natural_questions_open"),
+        download="https://github.com/google-research-datasets/natural-questions/tree/master/nq_open "
+        "(NQ-open.train.jsonl, NQ-open.dev.jsonl)",
+    ),
+    # No data set of TFDS: the records of T5's notebook on closed-book question answering.
+    "natural_questions_simplified": DataSet(
+        features={"question": TEXT, "answer": TEXT},
+        splits=_lines_of_json(
+            _natural_question,
+            train=("*simplified-nq-train.jsonl", "nq-train*.jsonl"),
+            validation=("*nq-dev-all.jsonl", "*nq-dev*.jsonl"),
+        ),
+        folders=("natural_questions", "nq", ""),
+        download="https://storage.googleapis.com/natural_questions/v1.0-simplified/simplified-nq-train.jsonl.gz and "
+        "nq-dev-all.jsonl.gz there",
+        in_tfds=False,
+    ),
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""How original files are read: units of a file one after the other, and the records in a unit.
+
+A unit is what can be counted without being understood: a line, a pair of lines, an
+article. A position in a file is a number of units, so reading can go on at any of
+them, and a shard skips what is not its own at little cost. Lines end at a line
+feed only, as TensorFlow Datasets has it: parallel texts hold carriage returns inside
+sentences.
+"""
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from t5x_lite.tasks import documents
+
+Record = dict[str, Any]
+
+# The type of a feature: the name of a dtype; in a list, any number of them; in a pair with a count, so many of them;
+# or features by name.
+Feature = str | list[str] | tuple[str, int] | Mapping[str, "Feature"]
+
+TEXT, TEXTS, LABEL, NUMBER = "string", ["string"], "int64", "int32"
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files become records.
+
+    Args:
+      units: paths -> units, opened and read as they are asked for. What it raises, and its reason, is about the file.
+      parse: unit, its number from 0 -> records. A ValueError says what is wrong with the unit.
+      unit: what a unit is called in messages.
+      first: the number that messages give to the first unit.
+    """
+
+    units: Callable[..., Iterator[Any]]
+    parse: Callable[[Any, int], list[Record]]
+    unit: str = "line"
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that are read together, most often one alone.
+
+    Args:
+      names: as published, without .gz. One alone may have * in it and then means any number of files.
+      format: of the files; its `units` takes as many paths as there are names.
+    """
+
+    names: tuple[str, ...]
+    format: Format
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is published under the name of a data set.
+
+    Args:
+      features: of a record, with TFDS's names and types.
+      splits: for each split the alternatives, each of them complete in itself; the first one is what is published.
+      folders: under DATA_DIR, in which the files are looked for; the first one is where messages say to put them.
+      download: what to download from where, for messages.
+      shuffled: records that are shuffled among each other; published files are in no random order.
+      in_tfds: whether TFDS has a data set of the name.
+    """
+
+    features: Mapping[str, Feature]
+    splits: Mapping[str, tuple[tuple[Files, ...], ...]]
+    folders: tuple[str, ...]
+    download: str
+    shuffled: int = 1 << 14
+    in_tfds: bool = True
+
+
+def numbered(format: Format, paths: tuple[str, ...], start: int = 0) -> Iterator[tuple[int, Any]]:
+    """(number from 0, unit) of the files, from unit `start` on.
+
+    Raises:
+      ValueError, OSError: the files cannot be read, or hold nothing.
+    """
+    empty = True
+    try:
+        for number, unit in enumerate(format.units(*paths)):
+            empty = False
+            if number >= start:
+                yield number, unit
+    except (EOFError, zlib.error) as error:  # from a compressed file
+        raise ValueError(str(error)) from None
+    if empty:
+        raise ValueError("it holds no records")
+
+
+def lines(path: str) -> Iterator[bytes]:
+    """The lines of a file, which may be compressed with gzip, without their line feeds."""
+    with documents.open_file(path) as file:
+        for number, line in enumerate(gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file):
+            yield (line if number else line.removeprefix(_BYTE_ORDER_MARK)).removesuffix(b"\n")
+
+
+def side_by_side(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | None]]:
+    """The lines of two files in pairs, with None where one of them is at its end."""
+    return itertools.zip_longest(lines(left), lines(right))
+
+
+def text(path: str) -> str:
+    """A whole file, which may be compressed with gzip."""
+    return b"\n".join(lines(path)).decode("utf-8")
+
+
+def json_object(line: bytes) -> Record | None:
+    """The JSON object in a line, None in a blank one."""
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"it is not one JSON object a line ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is JSON of type {type(value).__name__}, not an object")
+    return value
+
+
+def field(record: Any, name: str, kind: type) -> Any:
+    """A field of a JSON object, which must be there and of a type."""
+    if not isinstance(record, dict):
+        raise ValueError(f"there is {json.dumps(record)[:60]} where an object with the field {name!r} is meant to be")
+    if name not in record:
+        raise ValueError(f"it has no field {name!r}, its fields are {', '.join(record) or 'none'}")
+    value = record[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise ValueError(f"its field {name!r} is {json.dumps(value)[:60]}, not of type {kind.__name__}")
+    return value
+
+
+def strings(record: Any, name: str) -> list[str]:
+    """A field of a JSON object that is a list of strings."""
+    values = field(record, name, list)
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"its field {name!r} has {json.dumps(value)[:60]} in it, which is no string")
+    return values
+
+
+def texts_of_json(line: bytes, number: int, *, names: tuple[str, ...]) -> list[Record]:
+    """The record of a line of JSON whose fields of interest are all strings."""
+    del number
+    row = json_object(line)
+    return [] if row is None else [{name: field(row, name, str) for name in names}]
+
+
+def label_id(label: str | int, names: tuple[str, ...]) -> int:
+    """The id of a label that is one of `names` or already an id (or false or true); -1 stands for a secret label."""
+    if label in names:
+        return names.index(label)
+    try:
+        value = int(label)
+    except ValueError:
+        value = None
+    if value is None or not -1 <= value < len(names):
+        raise ValueError(f"its label {label!r} is neither one of {', '.join(names)} nor an id below {len(names)}")
+    return value

@@ -1,0 +1,400 @@
+"""Original files: every data set gives what TFDS makes of the same files, and what is wrong is said with its place."""
+
+import gzip
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from t5x_lite.errors import UserError
+from t5x_lite.tasks import originals
+from tests.tasks.originals import public
+
+records = pytest.importorskip("t5x_lite.tasks.records")
+sources = pytest.importorskip("t5x_lite.tasks.sources")
+
+import tensorflow as tf  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return public.write(tmp_path_factory.mktemp("public"))
+
+
+@pytest.fixture(autouse=True)
+def no_other_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    yield
+    records.bind(None)
+
+
+def read(folder, name, split, **how):
+    """The records of a split as Python values, in order of reading."""
+    records.bind(str(folder))
+    dataset = records.Records(name, [split]).get_dataset(split, **{"shuffle": False, **how})
+    return dataset, [*dataset.as_numpy_iterator()]
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(value[key]) for key in sorted(value)}
+    if isinstance(value, np.ndarray):
+        return [plain(item) for item in value.tolist()]
+    return value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
+
+
+def in_order(rows):
+    return sorted((plain(row) for row in rows), key=lambda row: json.dumps(row, sort_keys=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Against TFDS
+
+
+class Downloads:
+    """In place of TFDS's download manager: what it would have downloaded lies in a folder already."""
+
+    downloaded_size = 0
+    manual_dir = "none"
+
+    def __init__(self, folder, root):
+        self.files = {path.name: path for path in folder.rglob("*") if path.is_file()}
+        self.root = root
+
+    def _here(self, url):
+        name = {"2BOtOJ7": "AX.tsv"}.get(os.path.basename(url), os.path.basename(url))
+        name = "dev_ids.tsv" if "mrpc_dev_ids" in name else name
+        return str(self.files.get(name, self.root))
+
+    def download(self, urls):
+        return tf.nest.map_structure(self._here, urls)
+
+    download_and_extract = download
+
+    def extract(self, paths):
+        return paths
+
+
+VERSIONS = {"glue": "2.0.0", "super_glue": "1.0.2", "squad": "3.0.0", "trivia_qa": "1.1.0",
+            "definite_pronoun_resolution": "1.1.0"}  # fmt: skip
+# What TFDS can make of small files: not what it takes from stories, XML or Beam.
+OF_TFDS = [
+    *(name for name in originals.DATA_SETS if name.split("/")[0] in VERSIONS),
+    "natural_questions_open", "wmt14_translate/de-en", "wmt15_translate/fr-en",
+]  # fmt: skip
+
+
+def prepared(name, folder, data_dir):
+    """TFDS's own data of the files below data_dir; returns the name with its version."""
+    version = VERSIONS.get(name.split("/")[0], "1.0.0")
+    builder = tfds.builder(f"{name}:{version}", data_dir=str(folder))
+    year = name.partition("_translate")[0]
+    root = {"trivia_qa/rc": data_dir / "triviaqa-rc", "trivia_qa/rc.nocontext": data_dir / "triviaqa-rc"}.get(name)
+    builder._make_download_manager = lambda *_, **__: Downloads(
+        data_dir, root or (data_dir / year if year.startswith("wmt") and "translate" in name else data_dir)
+    )
+    builder.download_and_prepare(file_format="tfrecord")
+    return f"{name}:{version}"
+
+
+@pytest.mark.parametrize("name", OF_TFDS)
+def test_the_records_are_those_of_tfds(name, data_dir, tmp_path):
+    full = prepared(name, tmp_path / "tfds", data_dir)
+    for split in originals.DATA_SETS[name].splits:
+        ours, from_files = read(data_dir, full, split)
+        theirs, from_tfds = read(tmp_path / "tfds", full, split)
+        assert in_order(from_files) == in_order(from_tfds) and from_files
+        assert ours.element_spec == theirs.element_spec
+        source = records.Records(full)
+        assert source.tfds() is not None and source.num_input_examples(split) == len(from_files)
+        assert records.where(full, split) == f"TFDS {full} in {tmp_path / 'tfds'}"
+
+
+@pytest.mark.parametrize("name", [name for name in originals.DATA_SETS if "translate" in name])
+def test_translation_corpora_are_those_of_tfds(name):
+    from tensorflow_datasets.translate import wmt
+
+    builder = tfds.builder(f"{name}:1.0.0", data_dir="/nowhere")
+    pair = builder.builder_config.language_pair
+    data = originals.DATA_SETS[name]
+    assert sorted(data.splits) == sorted(map(str, builder.subsets))
+    for split, subsets in builder.subsets.items():
+        theirs = set()
+        for subset in subsets:
+            paths = [path or url for path, url in itertools.zip_longest(
+                wmt.DATASET_MAP[subset].get_path(pair[0]), wmt.DATASET_MAP[subset].get_url(pair[0]))
+                if path is not None]  # fmt: skip
+            theirs.update(os.path.basename(path).removesuffix(".gz") for path in paths)
+        ours = {name for files in data.splits[split][0] for name in files.names}
+        # Two corpora are XML with TFDS and text here.
+        other = {
+            "en-ro.tmx": {"SETIMES.en-ro.ro", "SETIMES.en-ro.en"},
+            "en-de.bicleaner07.tmx": {"en-de.bicleaner07.txt"},
+        }
+        for xml, texts in other.items():
+            theirs = theirs - {xml} | texts if xml in theirs else theirs
+        theirs = {re.sub(r".*=SETIMES/v2/tmx/", "", path) for path in theirs}
+        assert ours == theirs
+
+
+def test_the_tables_are_read_without_tensorflow():
+    code = "import sys, t5x_lite.tasks.originals; assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_languages_are_those_of_tfds():
+    from tensorflow_datasets.text import c4
+
+    assert list(originals.c4.LANGUAGES) == c4.MC4_LANGUAGES
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What TFDS cannot read, or reads otherwise
+
+
+def test_a_name_is_read_with_and_without_compression(data_dir, tmp_path):
+    for path in (data_dir / "CoLA").iterdir():
+        public.put(tmp_path / "glue/CoLA" / f"{path.name}.gz", path.read_text(), end="")
+    for split in ("train", "validation", "test"):
+        assert read(tmp_path, "glue/cola:1.0.0", split)[1] == read(data_dir, "glue/cola:1.0.0", split)[1]
+
+
+def test_paraphrases_in_three_files(tmp_path):
+    header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    public.put(tmp_path / "MRPC/train.tsv", header, "1\t70\t80\tA\tB", "0\t71\t81\tC\tD")
+    public.put(tmp_path / "MRPC/test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\tE\tF")
+    assert plain(read(tmp_path, "glue/mrpc:1.0.0", "train")[1][1]) == {
+        "sentence1": "C", "sentence2": "D", "label": 0, "idx": 1
+    }  # fmt: skip
+    assert [plain(row)["label"] for row in read(tmp_path, "glue/mrpc:1.0.0", "test")[1]] == [-1]
+
+
+def test_similarity_in_comma_separated_files(tmp_path):
+    public.put(tmp_path / "STS-B/stsb-en-test.csv", 'A plane.,"An air, ""plane"".",4.25', "é,b,0.5", end="\r\n")
+    dataset, rows = read(tmp_path, "glue/stsb:1.0.0", "test")
+    assert [plain(row) for row in rows] == [
+        {"sentence1": "A plane.", "sentence2": 'An air, "plane".', "label": 4.25, "idx": 0},
+        {"sentence1": "é", "sentence2": "b", "label": 0.5, "idx": 1},
+    ]
+    assert dataset.element_spec["label"].dtype == tf.float32
+
+
+def test_questions_with_their_contexts_side_by_side(tmp_path):
+    answers = {"text": ["a", "b"], "answer_start": [1, 2]}
+    rows = [{"id": "1", "question": "Q", "context": "C", "answers": answers}]
+    public.put(tmp_path / "dev-v1.1.json", json.dumps({"version": 2.0, "data": rows}))
+    (row,) = read(tmp_path, "squad/v1.1:3.0.0", "validation")[1]
+    assert plain(row) == {**rows[0], "title": ""}
+
+
+def test_questions_with_one_short_answer(data_dir):
+    name = "natural_questions_simplified"
+    assert [plain(row) for row in read(data_dir, name, "train")[1]] == [
+        {"question": "who is it?", "answer": "Big Bird"}
+    ]
+    assert [plain(row) for row in read(data_dir, name, "validation")[1]] == [{"question": "who?", "answer": '"he'}]
+
+
+def test_articles_are_told_apart_by_json_not_by_white_space(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("t5x_lite.tasks.originals.questions._CHUNK", 50)
+    name = "trivia_qa/unfiltered.nocontext:1.1.0"
+    source = data_dir / "triviaqa-unfiltered/unfiltered-web-train.json"
+    for indent in (None, 1):
+        content = json.dumps(json.loads(source.read_text()), indent=indent)
+        public.put(tmp_path / "triviaqa-unfiltered" / source.name, content)
+        assert in_order(read(tmp_path, name, "train")[1]) == in_order(read(data_dir, name, "train")[1])
+
+
+def test_summaries(data_dir):
+    for name, fields in (("cnn_dailymail:3.4.0", {"article", "highlights"}), ("xsum:1.1.0", {"document", "summary"})):
+        for split in ("train", "validation", "test"):
+            rows = read(data_dir, name, split)[1]
+            assert len(rows) == 3 and all(set(row) == fields for row in rows)
+
+
+def test_translations_in_every_form(data_dir, tmp_path):
+    def sides(name, split, folder=data_dir):
+        return [(row["de"].decode(), row["en"].decode()) for row in read(folder, name, split)[1]]
+
+    assert ("das Deutsche", "the English") in sides("wmt19_translate/de-en:1.0.0", "train")
+    assert (public.AWKWARD, "x") in sides("wmt19_translate/de-en:1.0.0", "train")
+    assert sides("wmt_t2t_translate/de-en:1.0.0", "test") == [("one", "one"), ("two", "two")]
+    # A carriage return in a sentence is no end of it.
+    assert ("a\rb ", " c") in sides("wmt14_translate/de-en:1.0.0", "train")
+    public.put(tmp_path / "wmt14/train.en-de.tsv", "English\tDeutsch")
+    assert sides("wmt14_translate/de-en:1.0.0", "train", tmp_path) == [("Deutsch", "English")]
+
+
+def test_web_pages_of_a_language(data_dir):
+    source = records.Records("c4/multilingual:3.0.1", {"train": "bg-Latn", "validation": "bg-Latn-validation"})
+    records.bind(str(data_dir))
+    assert len(source.list_shards("train")) == 3 and source.num_input_examples("train") == 15
+    assert source.num_input_examples("validation") == 5
+    texts = {row["text"].decode() for row in source.get_dataset("train", shuffle=False).as_numpy_iterator()}
+    assert len(texts) == 15 and all("bg-Latn" in text for text in texts)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is wrong
+
+
+def sst(*rows):
+    return "\n".join(["sentence\tlabel", *rows]).encode()
+
+
+def rows_of(*rows):
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+BOOLQ = {"question": "q", "passage": "p", "idx": 0, "label": True}
+WSC = {"text": "A b .", "idx": 0, "label": True, "target": {
+    "span1_text": "z", "span1_index": 0, "span2_text": "b", "span2_index": 1}}  # fmt: skip
+SQUAD = {"context": "c", "qas": [{"id": "1", "question": "q", "answers": [{"text": "a"}]}]}
+MALFORMED = {
+    ("glue/sst2", "SST-2/train.tsv"): [
+        (sst("a\t1", "b"), r"Line 3 of .*train.tsv .* It has 1 columns, too few for the column 'label' of 2"),
+        (sst("a\t2"), r"Line 2 .* Its label '2' is neither one of negative, positive"),
+        (sst("a\tgood"), r"Line 2 .* Its label 'good'"),
+        (sst("a\t"), r"Line 2 .* Its label ''"),
+        (sst("a\t1") + b"\n\xff\t1", r"Line 3 .* can't decode byte 0xff"),
+        (b"text\tlabel\na\t1", r"train.tsv cannot be read. Its first line names no column 'sentence'"),
+        (b"sentence\na", r"train.tsv cannot be read. Its first line names no column 'label'"),
+        (b"", r"train.tsv cannot be read. It holds no records"),
+        (sst(), r"train.tsv cannot be read. It holds no records"),
+    ],
+    ("glue/sst2", "SST-2/train.tsv.gz"): [
+        (b"no gzip", r"train.tsv.gz cannot be read. Not a gzipped file"),
+        (gzip.compress(sst(*["a\t1"] * 999))[:-9], r"train.tsv.gz cannot be read. Compressed file ended"),
+        (gzip.compress(b""), r"train.tsv.gz cannot be read. It holds no records"),
+    ],
+    ("glue/cola", "CoLA/train.tsv"): [
+        (b"gj04\t1\t\tfine\ngj04\t1\n", r"Line 2 of .* too few for the column 'sentence'"),
+    ],
+    ("glue/stsb", "STS-B/train.tsv"): [
+        (b"sentence1\tsentence2\tscore\na\tb\tc", r"Line 2 .* Its score 'c' is no number"),
+        (b"sentence1\tsentence2\tscore\na\tb\tnan", r"Line 2 .* Its score 'nan' is no number"),
+    ],
+    ("glue/stsb", "STS-B/stsb-en-train.csv"): [
+        (b"a,b,1\na,b\n", r"Line 2 of .*csv .* It has 2 columns"),
+        (b'a,"b,1\n', r"Line 1 .* no line of comma-separated values"),
+    ],
+    ("super_glue/boolq", "BoolQ/train.jsonl"): [
+        (b'{"question": ', r"Line 1 .* It is not one JSON object a line"),
+        (b"[1]", r"Line 1 .* It is JSON of type list"),
+        (b'{"question": "\xff"}', r"Line 1 .* can't decode byte"),
+        (rows_of(BOOLQ, {"question": "q"}), r"Line 2 .* It has no field 'passage', its fields are question"),
+        (rows_of({**BOOLQ, "idx": "0"}), r"Its field 'idx' is \"0\", not of type int"),
+        (rows_of({**BOOLQ, "label": 3}), r"Its label 3 is neither one of False, True"),
+        (rows_of({**BOOLQ, "label": None}), r"Its field 'label' is null"),
+        (rows_of({key: BOOLQ[key] for key in ("question", "passage", "idx")}), r"It has no field 'label'"),
+    ],
+    ("super_glue/copa", "COPA/train.jsonl"): [
+        (rows_of({**dict.fromkeys(("premise", "choice1", "choice2", "question"), "x"), "label": 2}), "Its label 2 is"),
+    ],
+    ("super_glue/multirc", "MultiRC/train.jsonl"): [
+        (rows_of({"idx": 1, "passage": "x"}), r"'passage' is \"x\", not of type dict"),
+        (rows_of({"idx": 1, "passage": {"text": "x", "questions": [3]}}), r"There is 3 where an object"),
+    ],
+    ("super_glue/record", "ReCoRD/train.jsonl"): [
+        (rows_of({"idx": 1, "passage": {"text": "x"}}), r"no field 'entities'"),
+    ],
+    ("super_glue/wsc.fixed", "WSC/train.jsonl"): [(rows_of(WSC), r"Its span1_text 'Z' is not in the text")],
+    ("definite_pronoun_resolution", "dpr/train.c.txt"): [
+        (b"s\np\na,b\nc\n", r"Block of five lines 1 of .* Its answer 'c' is neither"),
+        (b"s\np\na,b\na\n\ns\np", r"Block of five lines 2 of .* It is not a sentence, a pronoun"),
+        (b"s\np\na\na\n", r"Its third line 'a' has 1 candidates"),
+    ],
+    ("squad/v1.1", "squad/train-v1.1.json"): [
+        (b'{"data": \n[', r"train-v1.1.json cannot be read. It is not JSON .*line 2 column"),
+        (b"{}", r"train-v1.1.json cannot be read. It has no field 'data'"),
+        (rows_of({"data": [{"paragraphs": [SQUAD]}]}), r"Question 1 .* no field 'answer_start'"),
+        (rows_of({"data": []}), r"train-v1.1.json cannot be read. It holds no records"),
+        (b"\xff", r"train-v1.1.json cannot be read. .* can't decode byte"),
+    ],
+    ("trivia_qa/unfiltered.nocontext", "trivia_qa/unfiltered-web-train.json"): [
+        (b"{}", r'train.json cannot be read. It has no array "Data"'),
+        (b'{"Data": [{"Q', r"train.json cannot be read. It is not JSON, or breaks off"),
+        (b'{"Data": [{}]}', r"Article 1 of .* no field 'Question'"),
+        (b'{"Data": []}', r"train.json cannot be read. It holds no records"),
+    ],
+    ("trivia_qa/rc", "qa/web-train.json"): [(b'{"Data": [{}]}', r"evidence, which is not there")],
+    ("natural_questions_open", "nq_open/NQ-open.train.jsonl"): [
+        (rows_of({"question": "q", "answer": [1]}), r"Its field 'answer' has 1 in it"),
+    ],
+    ("natural_questions_simplified", "nq/simplified-nq-train.jsonl"): [
+        (rows_of({"question_text": "q"}), r"Line 1 .* no field 'annotations'"),
+        (rows_of({"question_text": "q", "annotations": []}), r"Line 1 .* Its field 'annotations' is empty"),
+    ],
+    ("cnn_dailymail", "cnn_dailymail/train.jsonl"): [(rows_of({"article": "a"}), r"Line 1 .* no field 'highlights'")],
+    ("xsum", "xsum/train.jsonl"): [(rows_of({"document": 1}), r"Line 1 .* field 'document' is 1, not of type str")],
+    ("wmt14_translate/de-en", "wmt14/train.de-en.tsv"): [
+        (b"one column\n", r"Line 1 .* It has 1 columns, not one for each of de and en"),
+        (b"a\tb\na\t\xff", r"Line 2 .* can't decode byte"),
+    ],
+    ("c4/multilingual", "mc4/c4-de.tfrecord-0.json"): [(rows_of({"text": "t"}), r"Line 1 .* no field 'timestamp'")],
+}
+
+
+@pytest.mark.parametrize(
+    "name, path, content, message", [(*key, *case) for key, cases in MALFORMED.items() for case in cases]
+)
+def test_what_is_malformed_is_said_with_its_place(name, path, content, message, tmp_path):
+    split = "de" if name.startswith("c4") else "train"
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(content)
+    with pytest.raises(tf.errors.OpError) as caught:
+        read(tmp_path, name, split)
+    explained = sources.explain(caught.value)
+    assert isinstance(explained, UserError) and re.search(message, str(explained)), str(explained)
+    assert "--gin.DATA_DIR" in str(explained)
+    with pytest.raises(UserError) as counted:
+        records.Records(name, [split]).num_input_examples(split)
+    assert str(counted.value) == str(explained)
+
+
+@pytest.mark.parametrize(
+    "left, right, message",
+    [
+        (
+            "a\nb\n",
+            "a\n",
+            "Line 2 of .*train.de and .*train.en .* The file of en ends before it and the file of de goes on",
+        ),
+        ("a\n", "a\nb\n", "Line 2 of .* The file of de ends before it and the file of en goes on"),
+        ("", "", "train.de and .*train.en cannot be read. It holds no records"),
+    ],
+)
+def test_parallel_files_of_unequal_length(left, right, message, tmp_path):
+    (tmp_path / "wmt14").mkdir()
+    (tmp_path / "wmt14/train.de").write_text(left)
+    (tmp_path / "wmt14/train.en").write_text(right)
+    records.bind(str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        records.Records("wmt14_translate/de-en:1.0.0").num_input_examples("train")
+
+
+def test_paraphrases_without_the_ids_of_the_validation_split(tmp_path):
+    public.put(
+        tmp_path / "MRPC/msr_paraphrase_train.txt", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t2\t3\ta\tb"
+    )
+    public.put(tmp_path / "MRPC/dev_ids.tsv")
+    records.bind(str(tmp_path))
+    with pytest.raises(
+        UserError, match="msr_paraphrase_train.txt and .*dev_ids.tsv cannot be read. The file of ids is"
+    ):
+        records.Records("glue/mrpc:1.0.0").num_input_examples("train")
+
+
+def test_sgml_of_unequal_length(tmp_path):
+    public.sgml(tmp_path / "wmt14/dev/newstest2014-deen-src.de.sgm", "a", "b")
+    public.sgml(tmp_path / "wmt14/dev/newstest2014-deen-ref.en.sgm", "a")
+    records.bind(str(tmp_path))
+    with pytest.raises(UserError, match="They have 2 and 1 sentences, which do not pair up"):
+        records.Records("wmt14_translate/de-en:1.0.0").num_input_examples("test")
