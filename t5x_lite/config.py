@@ -182,6 +182,7 @@ def _check_macros(given: Iterable[str], ever_used: set[str], optional: frozenset
                 f"Remove it or correct the name. {nearest(name, used)}",
             )
     unset = [n for n in used if n not in macros or _is_required(macros[n])]
+    optional |= {name for name, other in _FOUND_BY.items() if macros.get(other)}
     for name in optional.intersection(unset):
         gin.bind_parameter(f"{name}/gin.macro.value", None)
     if missing := sorted(set(unset) - optional):
@@ -202,6 +203,8 @@ def _forget_unread() -> None:
             del gin.config._CONFIG[name, "gin.macro"]
 
 
+# Macros that may stay unset where another is set, which tells them.
+_FOUND_BY = {"VOCABULARY": "TOKENS_DIR"}
 # Macros that a whole file sets.
 _SETTERS = {"MODEL": "--gin_file=models/t5_1_1_small.gin"}
 
@@ -380,6 +383,7 @@ _PATHS = {
     "validation_glob": paths.absolute_globs,
     "data_dir": paths.absolute,
     "task_cache_dir": paths.absolute,
+    "tokens_dir": paths.absolute,
     "vocabulary": paths.absolute_vocabulary,
     "initial_checkpoint": paths.absolute,
 }

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-import numpy as np
-
+from t5x_lite.data import token_files
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
 from t5x_lite.job import Job
@@ -37,12 +36,12 @@ def open_task(job: Job) -> tuple[object, Callable[[Exception], Exception | None]
 def _open_tokens(job: Job) -> Tokens:
     from t5x_lite.tasks import tokenized
 
-    features, examples_of = tokenized.features(job.tokens_dir, job.mixture_or_task_name)
     ids = tokenized.ids(job.tokens_dir, job.vocabulary)
     check_vocabulary(job, ids.size)
-    task = Tokens(job.mixture_or_task_name, job.tokens_dir, features, ids.size, examples_of(ids))
-    task.examples_of([], np.random.default_rng(0), job.feature_lengths)  # says what is wrong with the lengths
-    return task
+    found = token_files.features(job.tokens_dir)
+    features, maker = tokenized.maker(job.tokens_dir, job.mixture_or_task_name, found, ids)
+    maker(job.feature_lengths)  # says what is wrong with the lengths
+    return Tokens(job.mixture_or_task_name, job.tokens_dir, features, ids.size, maker)
 
 
 def check_vocabulary(job: Job, size: int) -> None:

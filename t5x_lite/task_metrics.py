@@ -54,6 +54,8 @@ def check(task) -> None:
     Raises:
       UserError: it wants scores with intermediate values.
     """
+    if not task.metric_objs:
+        return  # a cached task may be read where there is no seqio
     from seqio.metrics import ModelOutputType
 
     if any(m.model_output_type == ModelOutputType.SCORE_WITH_INTERMEDIATES for m in task.metric_objs):

@@ -5,6 +5,7 @@ tested without TensorFlow and stepped through. Their data sets are small beside 
 pretraining corpus.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -33,13 +34,13 @@ def one_to_one(function: Callable[[Record], Record], outputs: Mapping[str, tf.Te
         example = function(record)
         return [] if example is None else [example]
 
-    several.__name__ = getattr(function, "__name__", type(function).__name__)
+    several.__name__ = _name(function)
     return one_to_many(several, outputs)
 
 
 def one_to_many(function: Callable[[Record], list[Record]], outputs: Mapping[str, tf.TensorSpec]) -> Callable:
     """record -> any number of examples, as a preprocessor. Arguments as `one_to_one`."""
-    name = getattr(function, "__name__", type(function).__name__)
+    name = _name(function)
 
     def preprocessor(dataset: tf.data.Dataset) -> tf.data.Dataset:
         structure = dataset.element_spec
@@ -71,6 +72,12 @@ def one_to_many(function: Callable[[Record], list[Record]], outputs: Mapping[str
 
     preprocessor.__name__ = name
     return preprocessor
+
+
+def _name(function: Callable) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _bad(record: Record, name: str, error: ValueError) -> tuple[str, str, str]:

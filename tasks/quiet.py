@@ -16,7 +16,7 @@ def load_tensorflow() -> None:
     """Imports TensorFlow and seqio and hides the GPUs from them, whose memory belongs to JAX."""
     if "seqio" in sys.modules:
         return
-    with _held_back():
+    with held_back():
         import seqio  # noqa: F401
         import tensorflow as tf
 
@@ -24,7 +24,7 @@ def load_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
+def held_back() -> Iterator[None]:
     """Keeps what is written to the process's stderr, also by C++, and shows it only if something is raised."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:

@@ -64,7 +64,7 @@ def prepare(
             continue
         _check_cache(task, use_cached)
         if not (use_cached and task.cache_dir):
-            _check_source(task, data_dir)
+            check_source(task, data_dir)
     return provider
 
 
@@ -97,7 +97,7 @@ def _check_cache(task: seqio.Task, use_cached: bool) -> None:
         )
 
 
-def _check_source(task: seqio.Task, data_dir: str | None) -> None:
+def check_source(task: seqio.Task, data_dir: str | None) -> None:
     """Refuses a task whose data is not on disk, without a download: most data sets of T5 cannot be had by one."""
     if isinstance(task.source, records.Records):
         task.source.check()

@@ -1,14 +1,18 @@
 """A cached task read without TensorFlow: what its records become.
 
-The folder of a cached task holds, beside what seqio writes, vocabulary.json: the numbers of the vocabulary that an
-objective needs, so that neither seqio nor SentencePiece is needed to train on the tokens. `t5x_lite tasks cache` writes
-it; a cache of seqio's own tool has none, and the vocabulary itself is asked then.
+Beside what seqio writes, the folder of a cached task holds what is needed to train on it where neither seqio nor
+SentencePiece is installed. `t5x_lite tasks cache` writes it; a cache of seqio's own tool has none of it, and the
+vocabulary itself is asked then.
+
+  vocabulary.json    the numbers of the vocabulary that an objective needs
+  vocabulary.model   a copy of the SentencePiece model
+  records.json       the name of the task, and what it makes of its records
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -16,21 +20,61 @@ from etils import epath
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import codec, vocabulary
 from t5x_lite.tasks.objectives.corruption import Ids
-from t5x_lite.tasks.objectives.named import OBJECTIVES
+from t5x_lite.tasks.objectives.named import MODES, OBJECTIVES
 from t5x_lite.tasks.objectives.ragged import ragged, split
 
 VOCABULARY = "vocabulary.json"
+MODEL = "vocabulary.model"
+RECORDS = "records.json"
+
+# What records.json says of a task whose records are its examples, but for their length and their end.
+EXAMPLES = "examples"
+
+Examples = list[dict[str, np.ndarray]]
+Maker = Callable[[Mapping[str, int]], Callable[[Examples, np.random.Generator], Examples]]
 
 
 def describe_vocabulary(name: str | None) -> dict:
-    """What vocabulary.json holds: the size, the sentinels, the end of sequence, and the md5 of the model file."""
-    file = codec.model_file(name)
+    """What vocabulary.json holds.
+
+    Args:
+      name: see vocabulary.py.
+
+    Returns:
+      The size, the number of sentinels, the end of sequence, the ids of the modes of UL2, and the md5 of the model
+      file (None for bytes).
+    """
+    known = codec.load(name)
     return {
         "size": vocabulary.size(name),
         "sentinels": vocabulary.SENTINELS,
-        "eos": codec.load(name).eos_id,
-        "md5": None if file is None else hashlib.md5(Path(file).read_bytes()).hexdigest(),
+        "eos": known.eos_id,
+        "modes": {mode: known.encode(mode) for mode in MODES},
+        "md5": _md5(name),
     }
+
+
+def _md5(name: str) -> str | None:
+    file = codec.model_file(name)
+    return None if file is None else hashlib.md5(epath.Path(file).read_bytes()).hexdigest()
+
+
+def vocabulary_of(folder: str) -> str:
+    """The vocabulary that a folder was tokenised with: its copy of the model file, or "bytes".
+
+    Raises:
+      UserError: the folder does not say.
+    """
+    known, copy = epath.Path(folder) / VOCABULARY, epath.Path(folder) / MODEL
+    if copy.exists():
+        return str(copy)
+    if known.exists() and json.loads(known.read_text())["md5"] is None:
+        return "bytes"
+    raise UserError(
+        "VOCABULARY is not set",
+        f"TOKENS_DIR={folder} has no copy of it, as `t5x_lite tasks cache` writes one",
+        "Set --gin.VOCABULARY to the vocabulary of the tokens",
+    )
 
 
 def ids(folder: str, name: str | None) -> Ids:
@@ -41,92 +85,112 @@ def ids(folder: str, name: str | None) -> Ids:
       name: the vocabulary of the job (VOCABULARY).
 
     Raises:
-      UserError: it is another one.
+      UserError: it is another one, or there is none.
     """
     path = epath.Path(folder) / VOCABULARY
     known = json.loads(path.read_text()) if path.exists() else describe_vocabulary(name)
     if path.exists():
-        _check_same(folder, name, known["md5"])
-    return Ids(
-        known["size"], known["sentinels"], known["eos"], lambda text: codec.load(name).encode(text) if text else []
-    )
+        check_same(folder, name, known["md5"])
+    modes = known["modes"] | {"": []}
+    return Ids(known["size"], known["sentinels"], known["eos"], modes.__getitem__)
 
 
-def _check_same(folder: str, name: str | None, md5: str | None) -> None:
-    file = codec.model_file(name)
-    if file is None:
-        given = None
-    elif epath.Path(file).exists():
-        given = hashlib.md5(epath.Path(file).read_bytes()).hexdigest()
-    else:
+def check_same(folder: str, name: str | None, md5: str | None) -> None:
+    """Refuses a vocabulary other than the one of the tokens, whose model file has this md5."""
+    try:
+        given = _md5(name or vocabulary_of(folder))
+    except OSError as error:
         raise UserError(
-            f"VOCABULARY={name} is not there",
-            "a model directory keeps a copy of its vocabulary",
-            "Set --gin.VOCABULARY",
-        )
+            f"VOCABULARY={name} cannot be read", str(error), f"Set --gin.VOCABULARY={vocabulary_of(folder)}"
+        ) from error
     if given != md5:
         raise UserError(
-            f"VOCABULARY={name} is not what TOKENS_DIR={folder} was tokenised with",
+            f"VOCABULARY={name} is not what the tokens in {folder} were made with",
             f"its md5 is {given}, and that of the tokens {md5}" if given and md5 else "one of them is bytes",
             "Set --gin.VOCABULARY to the vocabulary of the tokens, or make them anew with `t5x_lite tasks cache`",
         )
 
 
-def features(folder: str, name: str) -> tuple[tuple[str, ...], Callable]:
-    """The features to read of a cached task, and the function that makes examples of its records.
+def maker(folder: str, name: str, found: set[str], ids: Ids) -> tuple[tuple[str, ...], Maker]:
+    """What makes examples of the records of a cached task.
 
-    A pretraining task is cached before its objective: its records are documents. The task's name tells the objective.
-    Of other tasks the records are the examples.
+    A pretraining task is cached before its objective, so its records are documents. They serve every objective: the
+    end of the task's name tells which. Of other tasks the records are the examples.
 
     Args:
       folder: of the cached task.
-      name: of the task.
+      name: of the task (MIXTURE_OR_TASK_NAME).
+      found: the features of its records that are tokens.
+      ids: of the vocabulary.
 
     Returns:
-      (names of features, function of Ids that gives `Tokens.examples_of`).
+      The features that are needed of a record, and a function of the row lengths that gives the function of records
+      and a random generator.
 
     Raises:
-      UserError: the records are neither.
+      UserError: the records are of another task, or not known to become examples.
     """
-    found = _cached_features(folder)
-    objective = objective_of(name)
-    if {"inputs", "targets"} <= found:
-        return (
-            ("inputs", "targets"),
-            lambda ids: (
-                lambda records, rng, lengths: [
-                    {f: np.append(record[f][: n - 1], np.int32(ids.eos)) for f, n in lengths.items()}
-                    for record in records
-                ]
-            ),
-        )
-    if "targets" in found and objective is not None:
-        return ("targets",), lambda ids: lambda records, rng, lengths: _denoised(objective, records, rng, lengths, ids)
-    raise UserError(
-        f"TOKENS_DIR={folder} cannot be read as MIXTURE_OR_TASK_NAME={name}",
-        f"its records have the features {', '.join(sorted(found))}: documents need a task named after an objective",
-        f"Set --gin.MIXTURE_OR_TASK_NAME to one that ends in {', '.join(OBJECTIVES)}",
-    )
+    objective = _objective(folder, name, found)
+    if objective is None:
+        return ("inputs", "targets"), functools.partial(_cut, eos=ids.eos)
+    return ("targets",), functools.partial(_denoised, objective=objective, ids=ids)
 
 
-def objective_of(name: str) -> Callable | None:
-    """The objective that a pretraining task is named after: the longest that its name ends in."""
-    fitting = [suffix for suffix in OBJECTIVES if name.endswith(f"_{suffix}")]
-    return OBJECTIVES[max(fitting, key=len)] if fitting else None
-
-
-def _denoised(objective: Callable, records: list[dict], rng, lengths: Mapping[str, int], ids: Ids) -> list[dict]:
-    made = objective(lengths, ids)(ragged([record["targets"] for record in records]), rng)
-    columns = {name: split(made[name]) for name in ("inputs", "targets")}
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
-
-
-def _cached_features(folder: str) -> set[str]:
-    infos = sorted(epath.Path(folder).glob("info.*.json"))
-    if not infos:
+def _objective(folder: str, name: str, found: set[str]) -> Callable | None:
+    """The objective of a task, None where the records are its examples."""
+    path = epath.Path(folder) / RECORDS
+    known = json.loads(path.read_text()) if path.exists() else {"task": name, "become": None}
+    own = name == known["task"]
+    if known["become"] == EXAMPLES or not path.exists() and {"inputs", "targets"} <= found:
+        if not own:
+            raise UserError(
+                f"MIXTURE_OR_TASK_NAME={name} is not in TOKENS_DIR={folder}",
+                f"it holds the examples of {known['task']}",
+                f"Set --gin.MIXTURE_OR_TASK_NAME={known['task']}, or --gin.TOKENS_DIR to the folder of {name}",
+            )
+        return None
+    if own and path.exists() and known["become"] is None:
         raise UserError(
-            f"TOKENS_DIR={folder} holds no tokenised task",
-            "there is no info.train.json in it",
-            "Set --gin.TOKENS_DIR to the folder of one task that `t5x_lite tasks cache` or seqio_cache_tasks finished",
+            f"TOKENS_DIR={folder} does not suffice for {name}",
+            "the task does more with its records than can be done without seqio",
+            "Read the cache with it: --gin.USE_CACHED_TASKS=True and --gin.TASK_CACHE_DIR, without --gin.TOKENS_DIR",
         )
-    return {name for path in infos for name in json.loads(path.read_text()).get("features", {})}
+    objective = known["become"] if own and known["become"] else objective_of(name)
+    if objective is None or "targets" not in found:
+        raise UserError(
+            f"TOKENS_DIR={folder} cannot be read as MIXTURE_OR_TASK_NAME={name}",
+            f"its records have the tokens {', '.join(sorted(found)) or 'of no feature'}: documents need a task named "
+            "after an objective",
+            f"Set --gin.MIXTURE_OR_TASK_NAME to one that ends in {', '.join(OBJECTIVES)}",
+        )
+    return OBJECTIVES[objective]
+
+
+def objective_of(name: str) -> str | None:
+    """The objective that a pretraining task is named after: the longest that its name ends in."""
+    return max((suffix for suffix in OBJECTIVES if name.endswith(f"_{suffix}")), key=len, default=None)
+
+
+def _denoised(lengths: Mapping[str, int], *, objective: Callable, ids: Ids):
+    of_documents = objective(lengths, ids)
+
+    def make(records: Examples, rng: np.random.Generator) -> Examples:
+        made = of_documents(ragged([record["targets"] for record in records]), rng)
+        columns = [split(made[name]) for name in ("inputs", "targets")]
+        return [{"inputs": inputs, "targets": targets} for inputs, targets in zip(*columns)]
+
+    return make
+
+
+def _cut(lengths: Mapping[str, int], *, eos: int):
+    """As seqio's append_eos_after_trim; a record that was cached with its end keeps it."""
+
+    def closed(tokens: np.ndarray, length: int) -> np.ndarray:
+        if len(tokens) and tokens[-1] == eos:
+            tokens = tokens[:-1]
+        return np.append(tokens[: length - 1], np.int32(eos))
+
+    def make(records: Examples, rng: np.random.Generator) -> Examples:
+        return [{name: closed(record[name], length) for name, length in lengths.items()} for record in records]
+
+    return make

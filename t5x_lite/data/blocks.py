@@ -3,10 +3,10 @@
 Either gives lists of examples, one block after the other, and can save and restore its place.
 """
 
-import functools
 import json
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -117,35 +117,38 @@ class TokenBlocks:
 
     Args:
       files: paths of the split, in order.
-      read: (file, record number) -> the record.
-      examples_of: records and a random generator -> examples that fit their rows.
+      read: (file, record numbers) -> the records.
+      make: records and a random generator -> examples that fit their rows.
       shard, shards: this stream has whole files as long as there is one for every shard, and every so many-th record of
         the rest.
-      seed: of the order and of the objective; None: in order, with a fixed seed for the objective.
+      seed: of the order and of `make`; None: in order, with a fixed seed for `make`.
       epochs: None: without end.
     """
 
-    # Records together, as many as the shuffle of the tf.data sources.
-    _SIZE = 1024
-    _ORDERED_SIZE = 128
+    # Records together: as many as the shuffle of the tf.data sources, but of long ones fewer, for what is made of them
+    # waits in memory and is part of a position.
+    _MOST, _BYTES = 1024, 2 << 20
+    _MOST_IN_ORDER = 128
 
     def __init__(
         self,
         files: Sequence[str],
-        read: Callable[[TokenFile, int], dict[str, np.ndarray]],
-        examples_of: Callable[[list[dict[str, np.ndarray]], np.random.Generator], list[Example]],
+        read: Callable[[TokenFile, np.ndarray], list[dict[str, np.ndarray]]],
+        make: Callable[[list[dict[str, np.ndarray]], np.random.Generator], list[Example]],
         shard: int = 0,
         shards: int = 1,
         seed: int | None = None,
         epochs: int | None = None,
     ):
         whole = len(files) // shards * shards
+        # (path, stride, offset)
         self._parts = [(path, 1, 0) for path in files[shard:whole:shards]]
         self._parts += [(path, shards, (shard + k) % shards) for k, path in enumerate(files[whole:])]
-        self._read, self._examples_of = read, examples_of
+        self._read, self._make = read, make
         self._shard, self._seed, self._epochs = shard, seed, epochs
-        self._at = {"epoch": 0, "file": 0, "record": 0, "block": 0}
-        self._empty = True  # nothing has been found in this epoch
+        # `found`: whether this epoch has had any record so far.
+        self._at = {"epoch": 0, "file": 0, "record": 0, "block": 0, "found": False}
+        self._current = None  # (epoch and number of the file, the file, the order of its records)
 
     def next(self) -> list[Example] | None:
         records = self._records()
@@ -153,33 +156,46 @@ class TokenBlocks:
             return None
         rng = self._generator(1, self._at["block"])
         self._at["block"] += 1
-        made = self._examples_of(records, rng)
-        return [made[k] for k in rng.permutation(len(made))] if self._seed is not None else made
+        made = self._make(records, rng)
+        return made if self._seed is None else [made[k] for k in rng.permutation(len(made))]
 
     def _records(self) -> list[dict[str, np.ndarray]]:
-        records, size = [], self._SIZE if self._seed is not None else self._ORDERED_SIZE
-        while len(records) < size and self._at["epoch"] != self._epochs:
-            if self._at["file"] == len(self._parts):
-                if self._empty:
-                    return records  # no file of this shard holds a record
-                # An epoch is used up before the next one begins.
-                self._at |= {"epoch": self._at["epoch"] + 1, "file": 0, "record": 0}
-                self._empty = True
+        """The next ones, all of one epoch; none at the end of the last."""
+        at, records = self._at, []
+        most, room = self._MOST_IN_ORDER if self._seed is None else self._MOST, self._BYTES
+        while len(records) < most and at["epoch"] != self._epochs:
+            if at["file"] == len(self._parts):
+                if not at["found"]:
+                    break  # no file of this shard holds a record
+                at |= {"epoch": at["epoch"] + 1, "file": 0, "record": 0, "found": False}
                 if records:
-                    return records
+                    break
                 continue
-            part = self._order(len(self._parts), 2, self._at["epoch"])[self._at["file"]]
-            path, stride, offset = self._parts[part]
-            file = _opened(path)
-            numbers = np.arange(offset, len(file), stride)
-            order = numbers[self._order(len(numbers), 3 + part, self._at["epoch"])]
-            taken = order[self._at["record"] : self._at["record"] + size - len(records)]
-            records += [self._read(file, int(number)) for number in taken]
-            self._empty = self._empty and not len(numbers)
-            self._at["record"] += len(taken)
-            if self._at["record"] == len(order):
-                self._at |= {"file": self._at["file"] + 1, "record": 0}
+            file, order = self._opened()
+            next_ones = order[at["record"] : at["record"] + most - len(records)]
+            held = np.cumsum(file.sizes[next_ones])
+            fitting = int(np.searchsorted(held, room, side="right"))
+            taken = next_ones[: fitting if records else max(fitting, 1)]
+            if len(taken):
+                records += self._read(file, taken)
+                room -= held[len(taken) - 1]
+                at |= {"record": at["record"] + len(taken), "found": True}
+            if at["record"] == len(order):
+                at |= {"file": at["file"] + 1, "record": 0}
+            elif len(taken) < len(next_ones):
+                break
         return records
+
+    def _opened(self) -> tuple[TokenFile, np.ndarray]:
+        """The file that is being read, and the numbers of this shard's records in their order."""
+        key = self._at["epoch"], self._at["file"]
+        if self._current is None or self._current[0] != key:
+            number = self._order(len(self._parts), 2, key[0])[key[1]]
+            path, stride, offset = self._parts[number]
+            file = _shared(path)
+            numbers = np.arange(offset, len(file), stride)
+            self._current = key, file, numbers[self._order(len(numbers), 3 + number, key[0])]
+        return self._current[1:]
 
     def _order(self, count: int, purpose: int, epoch: int) -> np.ndarray:
         return np.arange(count) if self._seed is None else self._generator(purpose, epoch).permutation(count)
@@ -188,21 +204,24 @@ class TokenBlocks:
         return np.random.default_rng([self._seed or 0, self._shard, purpose, number])
 
     def position(self) -> dict[str, np.ndarray]:
-        at = json.dumps(self._at | {"empty": self._empty})
-        return {"place": np.frombuffer(at.encode(), np.uint8)}
+        return {"place": np.frombuffer(json.dumps(self._at).encode(), np.uint8)}
 
     def restore(self, position: Mapping[str, np.ndarray]) -> None:
-        at = json.loads(position["place"].tobytes())
-        self._empty = at.pop("empty")
-        self._at = at
+        self._at, self._current = json.loads(position["place"].tobytes()), None
 
     def close(self) -> None:
-        _opened.cache_clear()
+        self._current = None
 
 
-@functools.lru_cache(maxsize=16)
-def _opened(path: str) -> TokenFile:
-    return TokenFile(path)
+# Shards that read parts of one file hold it once.
+_open: weakref.WeakValueDictionary[str, TokenFile] = weakref.WeakValueDictionary()
+
+
+def _shared(path: str) -> TokenFile:
+    file = _open.get(path)
+    if file is None:
+        file = _open[path] = TokenFile(path)
+    return file
 
 
 class First:

@@ -1,23 +1,26 @@
 """Tokenised examples in the TFRecord files of seqio's offline cache, read without TensorFlow.
 
 A record of a TFRecord file is: its length (8 bytes), a checksum of those, the bytes of a tf.train.Example, a checksum
-of them. The lengths are walked over once, which gives every record its place; their checksums tell a file that is none.
+of them. The lengths are walked over once, which gives every record its place.
 """
 
 import functools
+import hashlib
 import json
 import mmap
-import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from t5x_lite.data import crc32c
 from t5x_lite.errors import UserError
 
-_HEADER = struct.Struct("<QI")
-_FOOTER = 4
+_LENGTH, _CHECKSUM = 8, 4  # bytes
+_AROUND = _LENGTH + 2 * _CHECKSUM
 
 
 def files(folder: str, split: str) -> list[str]:
@@ -27,22 +30,30 @@ def files(folder: str, split: str) -> list[str]:
       UserError: the folder holds no complete cache with that split.
     """
     directory = epath.Path(folder)
-    info = directory / f"info.{split}.json"
-    if not info.exists() or not (directory / "COMPLETED").exists():
+    name = f"info.{split}.json"
+    missing = [file for file in (name, "COMPLETED") if not (directory / file).exists()]
+    if missing:
         raise UserError(
             f"TOKENS_DIR={folder} holds no tokenised split {split}",
-            f"there is no {'COMPLETED' if info.exists() else info.name} in it",
-            "set --gin.TOKENS_DIR to the folder of one task that `t5x_lite tasks cache` or seqio_cache_tasks finished",
+            f"there is no {missing[0]} in it",
+            "Set --gin.TOKENS_DIR to the folder of one task that `t5x_lite tasks cache` or seqio_cache_tasks finished",
         )
-    count = json.loads(info.read_text())["num_shards"]
-    paths = [directory / f"{split}.tfrecord-{k:05}-of-{count:05}" for k in range(count)]
-    if missing := [path.name for path in paths if not path.exists()]:
+    count = _read_json(directory / name).get("num_shards")
+    if not count:
+        raise UserError(f"TOKENS_DIR={folder} has no examples of the split {split}", f"{name} says so", _AGAIN)
+    wanted = [f"{split}.tfrecord-{k:05}-of-{count:05}" for k in range(count)]
+    there = {path.name for path in directory.iterdir()}
+    if missing := [file for file in wanted if file not in there]:
         raise UserError(
             f"TOKENS_DIR={folder} lacks {len(missing)} of {count} files of the split {split}",
             f"the first is {missing[0]}",
-            "copy them there, or make the cache again",
+            _AGAIN,
         )
-    return [str(path) for path in paths]
+    return [str(directory / file) for file in wanted]
+
+
+# What mends a damaged cache.
+_AGAIN = "Copy the files there again, or make the cache anew with `t5x_lite tasks cache`"
 
 
 def splits(folder: str) -> list[str]:
@@ -50,10 +61,43 @@ def splits(folder: str) -> list[str]:
     return sorted(path.name.split(".")[1] for path in epath.Path(folder).glob("info.*.json"))
 
 
-def stats(folder: str, split: str) -> dict:
-    """Numbers of examples and tokens, as seqio counted them."""
-    path = epath.Path(folder) / f"stats.{split}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def features(folder: str) -> set[str]:
+    """The features of all records of a cached task that are lists of whole numbers.
+
+    Raises:
+      UserError: the folder holds no cached task.
+    """
+    infos = sorted(epath.Path(folder).glob("info.*.json"))
+    if not infos:
+        raise UserError(
+            f"TOKENS_DIR={folder} holds no tokenised task",
+            "there is no info.train.json in it",
+            "Set --gin.TOKENS_DIR to the folder of one task that `t5x_lite tasks cache` or seqio_cache_tasks finished",
+        )
+    found = [_read_json(path).get("features", {}) for path in infos]
+    return set.intersection(*({name for name, about in by_name.items() if _is_tokens(about)} for by_name in found))
+
+
+def _is_tokens(about: dict) -> bool:
+    return about.get("dtype") in ("int32", "int64") and len(about.get("shape", ())) == 1
+
+
+def identity(folder: str, split: str) -> str:
+    """What shows whether a split is still the same: its numbers of examples and tokens, and the sizes of its files."""
+    paths = files(folder, split)
+    stats = epath.Path(folder) / f"stats.{split}.json"
+    known = _read_json(stats) if stats.exists() else {}
+    with ThreadPoolExecutor(16) as pool:  # a remote file system answers in tens of milliseconds
+        sizes = list(pool.map(lambda path: epath.Path(path).stat().length, paths))
+    digest = hashlib.md5(json.dumps([known, sizes], sort_keys=True).encode()).hexdigest()[:12]
+    return f"{known.get('examples', '?')} examples in {len(paths)} files of {sum(sizes)} bytes, {digest}"
+
+
+def _read_json(path: epath.Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON", str(error), _AGAIN) from None
 
 
 class TokenFile:
@@ -62,6 +106,9 @@ class TokenFile:
     Args:
       path: local, or of a remote file system, from where it is read whole.
 
+    Attributes:
+      sizes: bytes of each record, int64.
+
     Raises:
       UserError: it is no TFRecord file, or breaks off.
     """
@@ -69,57 +116,77 @@ class TokenFile:
     def __init__(self, path: str):
         self._path = path
         if "://" in path:
-            self._data = epath.Path(path).read_bytes()
+            held = epath.Path(path).read_bytes()
         else:
             with open(path, "rb") as file:
-                size = file.seek(0, 2)
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self._starts, self._sizes = self._walk()
+                empty = not file.seek(0, 2)
+                held = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._data = np.frombuffer(held, np.uint8)
+        self._starts, self.sizes = self._walk(held)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def _walk(self) -> tuple[np.ndarray, np.ndarray]:
-        starts, sizes, at, end = [], [], 0, len(self._data)
-        while at < end:
-            if at + _HEADER.size > end:
-                raise self._bad(len(starts), "the file breaks off")
-            size, checksum = _HEADER.unpack_from(self._data, at)
-            if checksum != _masked_crc32c(self._data[at : at + 8]):
-                raise self._bad(len(starts), "the checksum of its length is wrong")
-            starts.append(at + _HEADER.size)
-            sizes.append(size)
-            at += _HEADER.size + size + _FOOTER
-        if at > end:
-            raise self._bad(len(starts) - 1, "the file breaks off")
-        return np.array(starts, np.int64), np.array(sizes, np.int64)
+    def _walk(self, held: bytes | mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
+        heads, at, end = [], 0, len(held)
+        while at + _AROUND <= end:
+            heads.append(at)
+            at += _AROUND + int.from_bytes(held[at : at + _LENGTH], "little")
+        starts = np.array(heads, np.int64)
+        wrong = self._wrong(starts, np.full(len(starts), _LENGTH))
+        if len(wrong):
+            raise self._bad(int(wrong[0]), "the checksum of its length is wrong")
+        if at != end:
+            # Either the last record goes on past the end, or the beginning of one more is there.
+            raise self._bad(len(starts) - (at > end), "the file breaks off")
+        lengths = self._data[starts[:, None] + np.arange(_LENGTH)].view("<i8")[:, 0]
+        return starts + _LENGTH + _CHECKSUM, lengths.astype(np.int64)
 
-    def record(self, number: int, features: tuple[str, ...], vocabulary_size: int) -> dict[str, np.ndarray]:
-        """The tokens of some features of a record, int32 [n] each.
+    def _wrong(self, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Which pieces have another checksum than the one behind them."""
+        stored = self._data[(starts + sizes)[:, None] + np.arange(_CHECKSUM)].view("<u4")[:, 0]
+        return np.flatnonzero(stored != crc32c.masked(self._data, starts, sizes))
+
+    def records(
+        self, numbers: np.ndarray, features: Sequence[str], vocabulary_size: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The tokens of some features of the records of these numbers, int32 [n] each.
 
         Raises:
-          UserError: the record is damaged, lacks a feature, or holds ids that the vocabulary does not have.
+          UserError: a record is damaged, lacks a feature, or holds ids that the vocabulary does not have.
         """
-        start, size = int(self._starts[number]), int(self._sizes[number])
+        starts, sizes = self._starts[numbers], self.sizes[numbers]
+        wrong = self._wrong(starts, sizes)
+        if len(wrong):
+            raise self._bad(int(numbers[wrong[0]]), "the checksum of its data is wrong")
+        return [
+            self._tokens(number, self._data[start : start + size].tobytes(), features, vocabulary_size)
+            for number, start, size in zip(numbers.tolist(), starts.tolist(), sizes.tolist())
+        ]
+
+    def _tokens(
+        self, number: int, record: bytes, features: Sequence[str], vocabulary_size: int
+    ) -> dict[str, np.ndarray]:
         try:
-            found = _example().FromString(self._data[start : start + size]).features.feature
+            found = _example().FromString(record).features.feature
         except DecodeError as error:
             raise self._bad(number, f"it is no tf.train.Example ({error})") from None
         tokens = {}
         for name in features:
             if name not in found:
-                raise self._bad(number, f"it has no feature {name}, its features are {', '.join(sorted(found))}")
+                known = ", ".join(sorted(found)) or "none"
+                raise self._bad(number, f"it has no feature {name}, its features are {known}")
+            if (kind := found[name].WhichOneof("kind")) not in ("int64_list", None):
+                raise self._bad(number, f"its {name} are a {kind}, not tokens")
             values = np.array(found[name].int64_list.value, np.int64)
             if values.size and not 0 <= values.min() <= values.max() < vocabulary_size:
                 worst = values.max() if values.max() >= vocabulary_size else values.min()
-                raise self._bad(number, f"its {name} have the id {worst}, and the vocabulary has {vocabulary_size}")
+                raise self._bad(number, f"its {name} have the id {worst}, and the vocabulary has {vocabulary_size} ids")
             tokens[name] = values.astype(np.int32)
         return tokens
 
     def _bad(self, number: int, reason: str) -> UserError:
-        return UserError(
-            f"record {number + 1} of {self._path} cannot be read", reason, "copy the file again, or make the cache anew"
-        )
+        return UserError(f"record {number + 1} of {self._path} cannot be read", reason, _AGAIN)
 
 
 @functools.cache
@@ -159,24 +226,3 @@ def _example():
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("t5x_lite.Example"))
-
-
-def _masked_crc32c(data: bytes) -> int:
-    """The checksum of a TFRecord's length: CRC-32C, rotated and shifted by a constant."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _table() -> list[int]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return table
-
-
-_CRC32C = _table()

@@ -105,6 +105,12 @@ def opened(data: Data, name: str):
     Raises:
       UserError: it is unknown, or its data or a cache is not there.
     """
+    check_name(data, name)
+    return prepare(data, name, data.mixture_or_task_module)
+
+
+def check_name(data: Data, name: str) -> None:
+    """Refuses a name that is no task or mixture; those of the job are registered then."""
     shipped, own = registered(data)
     if name not in shipped | own:
         raise UserError(
@@ -112,7 +118,11 @@ def opened(data: Data, name: str):
             nearest(name, shipped | own),
             "correct the name, which `t5x_lite tasks list` knows; a task of your own needs --module",
         )
-    return prepare(data, name, data.mixture_or_task_module)
+
+
+def register(data: Data) -> None:
+    """Registers the tasks that the job knows and binds them to its vocabulary and files."""
+    prepare(dataclasses.replace(data, use_cached_tasks=False), _ALWAYS_THERE, data.mixture_or_task_module)
 
 
 def check_vocabulary(data: Data, members: Iterable) -> None:

@@ -29,6 +29,11 @@ def main(args) -> None:
     began = time.monotonic()
     make = config.load(args.gin_file, args.gin, optional=UNUSED_WHEN_DRY if args.dry_run else ())
     job: Job = config.build(make)
+    if job.vocabulary is None and job.tokens_dir is not None and not args.dry_run:
+        from t5x_lite.tasks import tokenized
+
+        found = tokenized.vocabulary_of(job.tokens_dir)
+        job = config.build(config.load(args.gin_file, [*args.gin, f"VOCABULARY={found}"]))
     if args.dry_run:
         from t5x_lite.verbs import dry_run
 

@@ -39,3 +39,6 @@ OBJECTIVES = {
     "full_lm": of.full_lm,  # as causal_lm, with an end of sequence after each document
     "ul2": of.one_of(_UL2),
 }
+
+# The texts that tell the denoisers of UL2 which one they are.
+MODES = tuple(sorted({denoiser.keywords["mode"] for denoiser in _UL2}))
