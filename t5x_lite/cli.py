@@ -197,6 +197,11 @@ def _add_tasks(verbs) -> None:
     cache.add_argument("name", metavar="NAME", help="a task or mixture")
     cache.add_argument("--output", type=_path, required=True, metavar="D", help="folder of caches: TASK_CACHE_DIR")
     cache.add_argument("--split", action="append", metavar="S", help="may be repeated; default: all")
+    cache.add_argument(
+        "--shards", type=_count, metavar="N", help="files of a split; default: as the source, at least 16"
+    )
+    cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
+    cache.set_defaults(beam=())
 
 
 def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -216,6 +221,12 @@ def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:
     return rest, bindings
 
 
+def _take_behind(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separates what follows -- from the other arguments."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
 def run(argv: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
     show_traceback = "--traceback" in argv
@@ -225,7 +236,12 @@ def run(argv: list[str]) -> int:
         if not words:
             parser().print_help()
             return 0
+        words, behind = _take_behind(words)
         args = parser().parse_args(words)
+        if behind:
+            if not hasattr(args, "beam"):
+                raise UserError("-- is given", f"the verb {words[0]} passes nothing on", "leave out what follows it")
+            args.beam = behind
         if bindings and not hasattr(args, "gin_file"):
             raise UserError(f"--gin.{bindings[0]} is given", f"the verb {words[0]} reads no gin files", "leave it out")
         args.gin = bindings
@@ -237,6 +253,12 @@ def run(argv: list[str]) -> int:
         return _fail("error", error, show_traceback)
     except Preempted as error:
         return _fail("preempted", error, show_traceback)
+    except ModuleNotFoundError as error:
+        # A machine may have no more than training on tokens needs.
+        what, why = f"{error.name} is not installed", f"the verb {words[0]} needs it"
+        return _fail(
+            "error", UserError(what, why, "Install all that t5x_lite needs: pip install t5x_lite"), show_traceback
+        )
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

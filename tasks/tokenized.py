@@ -65,10 +65,10 @@ def vocabulary_of(folder: str) -> str:
     Raises:
       UserError: the folder does not say.
     """
-    known, copy = epath.Path(folder) / VOCABULARY, epath.Path(folder) / MODEL
+    copy = epath.Path(folder) / MODEL
     if copy.exists():
         return str(copy)
-    if known.exists() and json.loads(known.read_text())["md5"] is None:
+    if (described := _read(folder, VOCABULARY)) and described["md5"] is None:
         return "bytes"
     raise UserError(
         "VOCABULARY is not set",
@@ -87,12 +87,32 @@ def ids(folder: str, name: str | None) -> Ids:
     Raises:
       UserError: it is another one, or there is none.
     """
-    path = epath.Path(folder) / VOCABULARY
-    known = json.loads(path.read_text()) if path.exists() else describe_vocabulary(name)
-    if path.exists():
+    known = _read(folder, VOCABULARY)
+    if known:
         check_same(folder, name, known["md5"])
+    elif _read(folder, RECORDS):
+        raise _insufficient(folder, "its vocabulary is none that VOCABULARY can name")
+    else:
+        known = describe_vocabulary(name)
     modes = known["modes"] | {"": []}
     return Ids(known["size"], known["sentinels"], known["eos"], modes.__getitem__)
+
+
+def _insufficient(folder: str, why: str) -> UserError:
+    return UserError(
+        f"TOKENS_DIR={folder} cannot be read without seqio",
+        why,
+        "Read the cache with it: --gin.USE_CACHED_TASKS=True and --gin.TASK_CACHE_DIR, without --gin.TOKENS_DIR",
+    )
+
+
+def _read(folder: str, file: str) -> dict | None:
+    """One of the files that lie beside seqio's, None where it is not there."""
+    path = epath.Path(folder) / file
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON", str(error), "Make the cache anew with `t5x_lite tasks cache`") from None
 
 
 def check_same(folder: str, name: str | None, md5: str | None) -> None:
@@ -138,29 +158,26 @@ def maker(folder: str, name: str, found: set[str], ids: Ids) -> tuple[tuple[str,
 
 def _objective(folder: str, name: str, found: set[str]) -> Callable | None:
     """The objective of a task, None where the records are its examples."""
-    path = epath.Path(folder) / RECORDS
-    known = json.loads(path.read_text()) if path.exists() else {"task": name, "become": None}
-    own = name == known["task"]
-    if known["become"] == EXAMPLES or not path.exists() and {"inputs", "targets"} <= found:
-        if not own:
+    known = _read(folder, RECORDS)
+    if known is None:
+        # seqio does not say. What has inputs is taken for examples, for its objectives come after the cache.
+        known = {"task": name, "become": EXAMPLES if {"inputs", "targets"} <= found else objective_of(name)}
+    elif name == known["task"] and known["become"] is None:
+        raise _insufficient(folder, f"{name} does more with its records than one of the objectives")
+    if known["become"] == EXAMPLES:
+        if name != known["task"]:
             raise UserError(
                 f"MIXTURE_OR_TASK_NAME={name} is not in TOKENS_DIR={folder}",
                 f"it holds the examples of {known['task']}",
                 f"Set --gin.MIXTURE_OR_TASK_NAME={known['task']}, or --gin.TOKENS_DIR to the folder of {name}",
             )
         return None
-    if own and path.exists() and known["become"] is None:
-        raise UserError(
-            f"TOKENS_DIR={folder} does not suffice for {name}",
-            "the task does more with its records than can be done without seqio",
-            "Read the cache with it: --gin.USE_CACHED_TASKS=True and --gin.TASK_CACHE_DIR, without --gin.TOKENS_DIR",
-        )
-    objective = known["become"] if own and known["become"] else objective_of(name)
-    if objective is None or "targets" not in found:
+    objective = known["become"] if name == known["task"] else objective_of(name)
+    if objective is None or found & {"inputs", "targets"} != {"targets"}:
         raise UserError(
             f"TOKENS_DIR={folder} cannot be read as MIXTURE_OR_TASK_NAME={name}",
-            f"its records have the tokens {', '.join(sorted(found)) or 'of no feature'}: documents need a task named "
-            "after an objective",
+            f"its records hold the tokens {', '.join(sorted(found)) or 'of nothing'}, and an objective takes those of "
+            "targets alone",
             f"Set --gin.MIXTURE_OR_TASK_NAME to one that ends in {', '.join(OBJECTIVES)}",
         )
     return OBJECTIVES[objective]

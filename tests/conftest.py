@@ -61,6 +61,18 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def caches(corpus, tmp_path_factory) -> Path:
+    """A folder of caches with that of text_span_corruption over `corpus`, 4 files a split."""
+    from t5x_lite import cli
+
+    folder = tmp_path_factory.mktemp("caches")
+    globs = f"--gin.DATA_GLOB={corpus}/train-*.json.gz", f"--gin.VALIDATION_GLOB={corpus}/validation.jsonl"
+    flags = [f"--output={folder}", "--shards=4", f"--gin.VOCABULARY={corpus}/vocabulary.model", *globs]
+    assert cli.run(["tasks", "cache", "text_span_corruption", *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def train_flags(corpus):
     """A function: model directory, changed macros -> the command line of a short run of a tiny T5 1.1."""
 

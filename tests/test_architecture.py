@@ -54,6 +54,7 @@ COMPOSED = {
     "tasks_list": {"tasks"},
     "tasks_show": {"tasks"},
     "tasks_check": {"tasks", "tasks_finding", "tasks_metrics"},
+    "tasks_cache": {"tasks"},
     "tasks_metrics": {"tasks", "tasks_finding"},
     "bench_train": {"bench", "bench_huggingface"},
     "bench_huggingface": {"bench_train"},

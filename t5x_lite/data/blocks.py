@@ -58,6 +58,10 @@ class DatasetBlocks:
         # an objective, one bad record would be met some 100,000 times before its error comes out.
         options = tf.data.Options()
         options.experimental_optimization.map_and_batch_fusion = False
+        # What a map does for one example is little: handing it to another thread costs more, and two maps in a row
+        # cost as much as one.
+        options.experimental_optimization.map_parallelization = False
+        options.experimental_optimization.map_fusion = True
         dataset = dataset.with_options(options)
         # Ragged blocks keep lengths exact, where padding could not be told from token 0.
         self._iterator = iter(dataset.ragged_batch(self._SIZE))

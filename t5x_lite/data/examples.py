@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from etils import epath
+
 from t5x_lite.data import token_files
 from t5x_lite.data.blocks import DatasetBlocks, First
 from t5x_lite.data.streams import Stream
@@ -99,7 +101,14 @@ def check_split(task, split: str, use_cached: bool) -> None:
         token_files.files(task.folder, split)
         return
     for member in members(task, split):
-        if not (use_cached and member.cache_dir) and not member.source.list_shards(split):
+        if use_cached and member.cache_dir:
+            if not (epath.Path(member.cache_dir) / f"info.{split}.json").exists():
+                raise UserError(
+                    f"the cache of {member.name} has no split {split}",
+                    f"{member.cache_dir} was made without it",
+                    "make it anew with `t5x_lite tasks cache`, or set --gin.EVAL_PERIOD=0",
+                )
+        elif not member.source.list_shards(split):
             raise UserError(
                 f"the split {split} of {member.name} has no files",
                 "what its source names matches none",

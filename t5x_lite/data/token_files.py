@@ -186,7 +186,7 @@ class TokenFile:
         return tokens
 
     def _bad(self, number: int, reason: str) -> UserError:
-        return UserError(f"record {number + 1} of {self._path} cannot be read", reason, _AGAIN)
+        return UserError(f"Record {number + 1} of {self._path} cannot be read", reason, _AGAIN)
 
 
 @functools.cache

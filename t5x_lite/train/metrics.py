@@ -1,6 +1,7 @@
 """What a run tells about itself: metrics.jsonl, TensorBoard events, and a line on the terminal."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import sys
@@ -154,8 +155,8 @@ def progress_line(line: Mapping, train_steps: int, seconds_left: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(first_step: int, last_step: int) -> Iterator[Callable[[], object]]:
-    """A bar over the steps, on a terminal alone; gives the function to call after each step."""
-    if not sys.stderr.isatty() or jax.process_index():
+    """A bar over the steps, on a terminal alone and where tqdm is; gives the function to call after each step."""
+    if not sys.stderr.isatty() or jax.process_index() or importlib.util.find_spec("tqdm") is None:
         yield lambda: None
         return
     from tqdm import tqdm

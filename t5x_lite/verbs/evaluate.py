@@ -15,7 +15,7 @@ from t5x_lite.job import Job
 from t5x_lite.program import eval_step
 from t5x_lite.task import open_task
 from t5x_lite.train import evaluation
-from t5x_lite.train.events import EventFile
+from t5x_lite.train.events import EventFile, open_events
 from t5x_lite.train.metrics import RESULTS, append_result, say
 
 
@@ -94,7 +94,9 @@ def evaluate(
     eos = {member.name: _end(member) for member in examples.members(task, split)}
     sums_of = eval_step(model.program)
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(EventFile(folder)) as events:
+    with contextlib.ExitStack() as ending:
+        if (events := open_events(folder)) is not None:
+            ending.callback(events.close)
         for name, stream in examples.evaluation_streams(
             task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, explain, num_examples
         ):
@@ -143,7 +145,7 @@ def _say_cut(name: str, eos: int | None, ends: np.ndarray, length: int) -> None:
         )
 
 
-def _record(folder: epath.Path, events: EventFile, line: dict) -> None:
+def _record(folder: epath.Path, events: EventFile | None, line: dict) -> None:
     """Writes one result.
 
     Raises:
@@ -152,7 +154,8 @@ def _record(folder: epath.Path, events: EventFile, line: dict) -> None:
     try:
         append_result(folder, line)
         numbers = {k: v for k, v in line.items() if k != "step" and not isinstance(v, str)}
-        events.scalars(line["step"], {f"eval/{line['task']}/{k}": v for k, v in numbers.items()})
+        if events is not None:
+            events.scalars(line["step"], {f"eval/{line['task']}/{k}": v for k, v in numbers.items()})
     except OSError as error:
         raise RunError(
             f"{folder / RESULTS} could not be written: {error.strerror or error}",

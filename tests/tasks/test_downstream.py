@@ -144,9 +144,7 @@ def test_a_task_from_original_files(opened, name):
         # TriviaQA needs an answer that occurs in a document.
         assert found or name == "trivia_qa_v010" and split == "test", split
         for example in found:
-            assert (
-                shown(example["inputs_pretokenized"]).strip() and example["inputs"][-1] == example["targets"][-1] == 1
-            )
+            assert len(example["inputs"]) > 1 and example["inputs"][-1] == example["targets"][-1] == 1
             assert example["inputs"].dtype == np.int32
     split = next((s for s in ("validation", "validation_matched", "train") if s in task.splits), None)
     if split is None or not metrics:
