@@ -182,7 +182,7 @@ def _add_tasks(verbs) -> None:
     _verb(actions, "list", "tasks_list", "every task and mixture, one name a line when piped", gin=True, tasks=True)
 
     show = _verb(actions, "show", "tasks_show", "raw records, inputs, targets and tokens", gin=True, tasks=True)
-    show.add_argument("name", metavar="NAME", help="a task or mixture")
+    show.add_argument("name", metavar="NAME", nargs="?", help="a task or mixture; default: MIXTURE_OR_TASK_NAME")
     show.add_argument("--n", type=_count, default=3, metavar="N", help="examples")
     show.add_argument("--split", default="train")
     show.add_argument("--seed", type=int, metavar="S", help="shuffles the records; default: the first ones in order")

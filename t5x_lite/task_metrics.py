@@ -236,6 +236,25 @@ class TaskMetrics:
             yield line
 
 
+def averages(results: Mapping[str, Mapping[str, float | str]]) -> dict[str, float]:
+    """The averages over the benchmarks (tasks/metrics/averages.py) whose tasks are all among the results.
+
+    Args:
+      results: for each task a line of results, of one step and split.
+
+    Returns:
+      "glue_average" and "super_glue_average" in percent, as far as there are any.
+    """
+    from t5x_lite.tasks.metrics import averages as of
+
+    scores: dict[str, dict[str, float]] = {}
+    for task, line in results.items():
+        # A metric that is called like a part of the line has a prefix there.
+        own = {name.removeprefix("task_"): value for name, value in line.items() if name not in RESERVED}
+        scores[task.replace("_1_sentinel", "")] = {k: v for k, v in own.items() if not isinstance(v, str)}
+    return {name: of.average(name, scores) for name in of.BENCHMARKS if not of.missing(name, scores)}
+
+
 def plain(values: Mapping) -> tuple[dict[str, float | str], dict[str, str]]:
     """What metric functions return, as numbers and texts.
 

@@ -94,6 +94,10 @@ def evaluator(
             append_result(folder, {"step": step, "task": name, "split": _SPLIT, **result})
             writer.scalars(step, {f"eval/{name}/{k}": v for k, v in result.items() if not isinstance(v, str)})
             say(f"step {step}  eval {name}: {_shown(result)}")
+        for name, score in task_metrics.averages(dict(results)).items() if host == 0 else ():
+            append_result(folder, {"step": step, "task": name, "split": _SPLIT, "score": score})
+            writer.scalars(step, {f"eval/{name}/score": score})
+            say(f"step {step}  eval {name}: {score:.3f}")
         return True
 
     return evaluate

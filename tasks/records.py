@@ -96,6 +96,10 @@ class Records(seqio.DataSource):
     def supports_arbitrary_sharding(self) -> bool:
         return True
 
+    def place(self, split: str) -> str | None:
+        """Where a split would be read from, None where it is not there."""
+        return where(self._name, self._split_map[split])
+
     def tfds(self) -> seqio.TfdsDataSource | None:
         """The source of TFDS data, which never downloads; None where there is none."""
         root = _tfds_root(self._name)

@@ -59,7 +59,18 @@ def chosen():
         def __str__(self):
             return f"VOCABULARY={_bound}"
 
+        # By name: Beam's way to pickle a class that is made here would leave all of them bound to what is bound now.
+        def __reduce__(self):
+            return _unpickled, (_bound,)
+
     return Chosen()
+
+
+def _unpickled(name: str | None):
+    """What `chosen()` is in the process that reads a pickle, which may have bound nothing yet."""
+    if _bound is None:
+        bind(name)
+    return chosen()
 
 
 @functools.cache

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "task": {"errors", "job", "data", "tasks"},
     "output": {"errors", "train"},
     "validation": {"job", "program", "task_metrics", "data", "train"},
-    "task_metrics": {"errors", "job", "program", "output", "data", "train"},
+    "task_metrics": {"errors", "job", "program", "output", "data", "train", "tasks"},
     "program": {"errors", "job", "model", "parallel", "data", "train"},
     "model_dir": {"errors", "config", "job", "program", "output", "parallel", "train"},
     "cli": {"errors"},

@@ -23,9 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/pretrain_own_text.md",
+    "docs/objectives.md",
     "docs/pretrain_c4.md",
     "docs/define_a_task.md",
+    "docs/cache.md",
     "docs/finetune.md",
+    "docs/downstream_tasks.md",
     "docs/evaluate.md",
     "docs/convert.md",
     "docs/tpu.md",
@@ -91,6 +94,13 @@ def reader(tmp_path_factory):
     vocabulary.train(files, 400, home / "spiece.model")
     (home / "questions.txt").write_text("The <extra_id_0> walks.\nIt is <extra_id_0> .\n")
     (home / "pairs.jsonl").write_text(json.dumps({"inputs": "a b", "targets": "c"}) + "\n")
+    for split in ("train", "val", "test"):
+        rows = [
+            {"question": f"is {word} a word", "passage": f"Words -- {word} is one.", "label": k % 2 == 0, "idx": k}
+            for k, word in enumerate(words[:12])
+        ]
+        (home / "glue_data/BoolQ").mkdir(parents=True, exist_ok=True)
+        (home / f"glue_data/BoolQ/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _huggingface(home)
     return home
 

@@ -43,7 +43,7 @@ class DatasetBlocks:
     """
 
     # Examples fetched at once: a call costs more than copying many.
-    _SIZE = 32
+    _SIZE = 128
 
     def __init__(
         self,
@@ -63,8 +63,12 @@ class DatasetBlocks:
         options.experimental_optimization.map_parallelization = False
         options.experimental_optimization.map_fusion = True
         dataset = dataset.with_options(options)
-        # Ragged blocks keep lengths exact, where padding could not be told from token 0.
-        self._iterator = iter(dataset.ragged_batch(self._SIZE))
+        # Ragged blocks keep lengths exact, where padding could not be told from token 0. They leave tf.data as plain
+        # tensors: made outside it, a RaggedTensor takes as long as the objective of its examples.
+        blocks = dataset.ragged_batch(self._SIZE)
+        self._iterator = iter(
+            blocks.map(lambda block: {f: (rows.values, rows.row_splits) for f, rows in block.items()})
+        )
         self._lengths, self._explain = dict(lengths), explain
 
     def next(self) -> list[Example] | None:
@@ -75,9 +79,13 @@ class DatasetBlocks:
         except Exception as error:
             raise (self._explain(error) or _outer(error)) from error
         columns = {}
-        for name, column in block.items():
-            rows = np.split(column.values.numpy().astype(np.int32, copy=False), column.row_splits.numpy()[1:-1])
-            columns[name] = [row[: self._lengths[name]] for row in rows]
+        for name, (values, splits) in block.items():
+            tokens, splits, length = (
+                values.numpy().astype(np.int32, copy=False),
+                splits.numpy().tolist(),
+                self._lengths[name],
+            )
+            columns[name] = [tokens[a : min(b, a + length)] for a, b in zip(splits, splits[1:])]
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
     def position(self) -> dict[str, np.ndarray]:

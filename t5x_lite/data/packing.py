@@ -5,6 +5,7 @@ leaves when it is full, or when a new row is needed and too many are open: then
 the fullest goes. Deterministic, and the open rows are part of a data position.
 """
 
+import operator
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,44 +26,47 @@ class Packer:
 
     def __init__(self, lengths: Mapping[str, int], pack: bool = True):
         self._lengths, self._pack = dict(lengths), pack
-        # A row is the list of its examples; its room is kept beside it.
-        self._rows: list[tuple[list[Example], dict[str, int]]] = []
+        # The open rows, and beside each how many tokens it has left, feature by feature.
+        self._rows: list[list[Example]] = []
+        self._room: list[list[int]] = []
 
     def add(self, example: Example) -> list[list[Example]]:
         """Takes an example (1-D int arrays no longer than `lengths`) and returns the rows that left, 0 or 1 or 2."""
         if not self._pack:
             return [[example]]
         done = []
-        fitting = (i for i, (_, room) in enumerate(self._rows) if all(len(example[f]) <= room[f] for f in room))
-        index = next(fitting, None)
+        sizes = [len(example[f]) for f in self._lengths]
+        # Most examples fit nowhere, so that this is what packing costs.
+        index = next((i for i, room in enumerate(self._room) if all(map(operator.le, sizes, room))), None)
         if index is None:
             if len(self._rows) == OPEN_ROWS:
-                fullest = min(range(OPEN_ROWS), key=lambda i: sum(self._rows[i][1].values()))
-                done.append(self._rows.pop(fullest)[0])
+                done.append(self._leave(min(range(OPEN_ROWS), key=lambda i: sum(self._room[i]))))
             index = len(self._rows)
-            self._rows.append(([], dict(self._lengths)))
-        row, room = self._rows[index]
-        row.append(example)
-        for feature in room:
-            room[feature] -= len(example[feature])
-        if not min(room.values()):
-            done.append(self._rows.pop(index)[0])
+            self._rows.append([])
+            self._room.append([*self._lengths.values()])
+        self._rows[index].append(example)
+        self._room[index] = [room - size for room, size in zip(self._room[index], sizes)]
+        if not min(self._room[index]):
+            done.append(self._leave(index))
         return done
+
+    def _leave(self, index: int) -> list[Example]:
+        del self._room[index]
+        return self._rows.pop(index)
 
     def flush(self) -> list[list[Example]]:
         """All open rows, oldest first; none is open afterwards."""
-        done, self._rows = [row for row, _ in self._rows], []
+        done, self._rows, self._room = self._rows, [], []
         return done
 
     def open_rows(self) -> list[list[Example]]:
         """The open rows, to be kept in a position."""
-        return [row for row, _ in self._rows]
+        return list(self._rows)
 
     def reopen(self, rows: list[list[Example]]) -> None:
         """Goes on from `open_rows`."""
-        self._rows = [
-            (list(row), {f: n - sum(len(e[f]) for e in row) for f, n in self._lengths.items()}) for row in rows
-        ]
+        self._rows = [list(row) for row in rows]
+        self._room = [[n - sum(len(e[f]) for e in row) for f, n in self._lengths.items()] for row in rows]
 
 
 def fill(rows: list[list[Example]], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ def evaluate(
 
     Yields:
       The name of a task with its `loss` (nats a target token), `accuracy` (share of target tokens), `tokens`, and
-      what its own metric functions say.
+      what its own metric functions say; at the end the `score` of each benchmark that all tasks of are there.
 
     Raises:
       UserError: a split is empty or cannot be read, or a metric function failed.
@@ -94,6 +94,7 @@ def evaluate(
     eos = {member.name: _end(member) for member in examples.members(task, split)}
     sums_of = eval_step(model.program)
     folder.mkdir(parents=True, exist_ok=True)
+    results = {}
     with contextlib.ExitStack() as ending:
         if (events := open_events(folder)) is not None:
             ending.callback(events.close)
@@ -119,7 +120,11 @@ def evaluate(
             finally:
                 # A metric function that fails loses nothing of what is known.
                 _record(folder, events, {"step": model.step, "task": name, "split": split, **result})
+            results[name] = result
             yield name, result
+        for name, score in task_metrics.averages(results).items():
+            _record(folder, events, {"step": model.step, "task": name, "split": split, "score": score})
+            yield name, {"score": score}
 
 
 def _watched(batches: Iterable[dict], ends: list[np.ndarray]) -> Iterator[dict]:

@@ -26,6 +26,7 @@ class Data:
 
     feature_lengths: Mapping[str, int]
     model: Architecture | None = None
+    mixture_or_task_name: str | None = None
     mixture_or_task_module: str | None = None
     vocabulary: str | None = None
     data_glob: str | None = None
@@ -151,8 +152,8 @@ def source_of(source, data_dir: str | None) -> tuple[str, str]:
         try:
             source.check()
         except UserError:
-            return f"TFDS {source.tfds_name}", "no"
-        return f"TFDS {source.tfds_name}", "yes"
+            return source.tfds_name, "no"
+        return source.tfds_name, "yes"
     files = getattr(source, "_files", None)
     if files is corpus.files:
         return "the demo corpus", "yes" if corpus.folder().exists() else "built on first use"
@@ -164,6 +165,14 @@ def source_of(source, data_dir: str | None) -> tuple[str, str]:
     except Exception as error:
         # What a source of the user's own raises.
         return name, f"no: {type(error).__name__}"
+
+
+def place_of(source, split: str, data_dir: str | None) -> str:
+    """What a seqio source reads of a split and, of downstream records, where."""
+    from t5x_lite.tasks import records
+
+    name, _ = source_of(source, data_dir)
+    return f"{name} from {source.place(split)}" if isinstance(source, records.Records) else name
 
 
 def _yes(there) -> str:

@@ -28,12 +28,19 @@ _AROUND_SENTINELS = re.compile(r"(<extra_id_\d+>)")
 def main(args) -> None:
     """The verb: prints n examples of a task, or of the tasks of a mixture in its proportions."""
     data = tasks.load(args)
-    provider = tasks.opened(data, args.name)
+    name = args.name or data.mixture_or_task_name
+    if name is None:
+        raise UserError(
+            "no task is named",
+            "neither the command nor a gin file says which to show",
+            "write `t5x_lite tasks show NAME`, or give a --gin_file that sets MIXTURE_OR_TASK_NAME",
+        )
+    provider = tasks.opened(data, name)
     seed = data.seed if args.seed is None else args.seed
     members = chosen(provider, args.split, args.n, seed)
     tasks.check_vocabulary(data, [task for task, _ in members])
     for task, count in members:
-        print(f"{task.name}, {args.split}: {tasks.source_of(task.source, data.data_dir)[0]}")
+        print(f"{task.name}, {args.split}: {tasks.place_of(task.source, args.split, data.data_dir)}")
         for line in shown(task, data, args.split, count, seed, shuffle=args.seed is not None):
             print(line)
 

@@ -162,7 +162,10 @@ def folder(caches, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("missing", "text"),
     [
-        ("COMPLETED", "holds no tokenised split train. There is no COMPLETED in it. Set --gin.TOKENS_DIR to the folder"),
+        (
+            "COMPLETED",
+            "holds no tokenised split train. There is no COMPLETED in it. Set --gin.TOKENS_DIR to the folder",
+        ),
         ("info.train.json", "holds no tokenised split train. There is no info.train.json in it."),
         ("train.tfrecord-00002-of-00004", "lacks 1 of 4 files of the split train. The first is train.tfrecord-00002-"),
     ],
@@ -194,7 +197,9 @@ def test_what_seqio_says_of_its_own_cache():
     assert token_files.splits(str(SEQIO)) == ["train", "validation"]
     # `ids` are texts, `idx` is a number, `idxs` are in one split alone.
     assert token_files.features(str(SEQIO)) == {"inputs", "targets"}
-    with pytest.raises(UserError, match=r"lacks 2 of 2 files of the split train. The first is train\.tfrecord-00000-of"):
+    with pytest.raises(
+        UserError, match=r"lacks 2 of 2 files of the split train. The first is train\.tfrecord-00000-of"
+    ):
         token_files.files(str(SEQIO), "train")
 
 

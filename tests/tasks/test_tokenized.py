@@ -36,15 +36,14 @@ def made(folder, name, found=DOCUMENTS, ids=IDS, lengths=LENGTHS):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_documents_serve_every_objective(folder, name):
-    lengths = {"inputs": 64, "targets": 80}
-    found, records = made(folder, f"text_{name}", lengths=lengths)
+    lengths = {"inputs": 200, "targets": 250}
+    found, _ = made(folder, f"text_{name}", lengths=lengths)
     assert found
     for example in found:
         for feature, length in lengths.items():
             assert example[feature].dtype == np.int32 and 0 < len(example[feature]) <= length
     ended = sum(example["targets"][-1] == 1 for example in found)
     assert ended == len(found) or name == "full_lm" and ended > 0
-    assert tokenized.maker(str(folder), "x", DOCUMENTS, IDS) if name == "x" else True
 
 
 def test_the_longest_ending_tells_the_objective():
@@ -64,7 +63,9 @@ def test_a_task_may_be_called_otherwise_than_its_objective(folder):
     by_name = made(folder, "x_span_corruption")[0]
     own = made(folder, "c4_v020_unsupervised")[0]
     assert all(np.array_equal(a[f], b[f]) for a, b in zip(by_name, own, strict=True) for f in LENGTHS)
-    with pytest.raises(UserError, match=r"cannot be read as MIXTURE_OR_TASK_NAME=c4\. Its records hold the tokens targ"):
+    with pytest.raises(
+        UserError, match=r"cannot be read as MIXTURE_OR_TASK_NAME=c4\. Its records hold the tokens targ"
+    ):
         made(folder, "c4")
 
 
@@ -107,9 +108,10 @@ def test_the_vocabulary_is_that_of_the_tokens(folder, corpus, tmp_path):
     vocabulary = str(corpus / "vocabulary.model")
     by_name, by_copy = tokenized.ids(str(folder), vocabulary), tokenized.ids(str(folder), None)
     assert by_name[:3] == by_copy[:3] == (500, 100, 1)
-    assert by_copy.encode("") == [] and by_copy.encode("[S]") == json.loads(
-        (folder / "vocabulary.json").read_text()
-    )["modes"]["[S]"]
+    assert (
+        by_copy.encode("") == []
+        and by_copy.encode("[S]") == json.loads((folder / "vocabulary.json").read_text())["modes"]["[S]"]
+    )
     assert tokenized.vocabulary_of(str(folder)) == str(folder / "vocabulary.model")
     assert (folder / "vocabulary.model").read_bytes() == (corpus / "vocabulary.model").read_bytes()
 
@@ -117,7 +119,9 @@ def test_the_vocabulary_is_that_of_the_tokens(folder, corpus, tmp_path):
         tokenized.ids(str(folder), "bytes")
     other = tmp_path / "other.model"
     other.write_bytes((corpus / "vocabulary.model").read_bytes() + b"\n")
-    with pytest.raises(UserError, match=r"other\.model is not what .* Its md5 is \w{32}, and that of the tokens \w{32}"):
+    with pytest.raises(
+        UserError, match=r"other\.model is not what .* Its md5 is \w{32}, and that of the tokens \w{32}"
+    ):
         tokenized.ids(str(folder), str(other))
     with pytest.raises(UserError, match=rf"gone\.model cannot be read.*VOCABULARY={folder}/vocabulary\.model"):
         tokenized.ids(str(folder), str(tmp_path / "gone.model"))
@@ -143,7 +147,9 @@ def test_bytes_and_vocabularies_without_a_name(folder):
     assert tokenized.vocabulary_of(str(folder)) == "bytes"
     assert tokenized.ids(str(folder), "bytes").size == 259
     (folder / tokenized.VOCABULARY).unlink()
-    with pytest.raises(UserError, match="cannot be read without seqio. Its vocabulary is none that VOCABULARY can name"):
+    with pytest.raises(
+        UserError, match="cannot be read without seqio. Its vocabulary is none that VOCABULARY can name"
+    ):
         tokenized.ids(str(folder), "bytes")
 
 

@@ -1,5 +1,6 @@
 """Vocabularies: ids, sizes, late binding, training, and what is said about a wrong one."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,14 @@ def test_the_public_vocabulary():
     assert vocabulary.size(str(PUBLIC)) == loaded.vocab_size == 32100
     assert loaded.encode("Hello world, this is a test.") == [8774, 296, 6, 48, 19, 3, 9, 794, 5]
     assert [loaded.tokenizer.id_to_piece(32099 - k) for k in (0, 1, 99)] == [f"▁<extra_id_{k}>" for k in (0, 1, 99)]
+
+
+def test_the_chosen_vocabulary_is_the_bound_one_after_pickling():
+    """Beam pickles the features of a task."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    vocabulary.bind("bytes")
+    pickled = cloudpickle.dumps(vocabulary.chosen())
+    vocabulary.bind(None)
+    assert pickle.loads(pickled) is vocabulary.chosen() and vocabulary.bound() == "bytes"
+    vocabulary.bind("demo")
+    assert pickle.loads(pickled) is vocabulary.chosen() and vocabulary.bound() == "demo"

@@ -407,3 +407,20 @@ def test_a_disk_that_is_full_is_a_failure_of_the_run(trained, module, tmp_path, 
 def test_values_that_are_neither_numbers_nor_texts_are_named():
     kept, others = task_metrics.plain({"ragged": [[1], [1, 2]], "by_class": {"a": 1.0}, "one": 1, "two": np.float32(2)})
     assert kept == {"one": 1.0, "two": 2.0} and others == {"ragged": "list", "by_class": "dict"}
+
+
+def test_averages_over_benchmarks_need_all_of_their_tasks():
+    """Metrics that are called like parts of a line have a prefix there; WNLI and the diagnostic sets do not count."""
+    from t5x_lite import task_metrics
+    from t5x_lite.tasks.metrics.averages import GLUE
+
+    common = {"loss": 1.0, "accuracy": 0.01, "tokens": 5}
+    lines = {task: dict(common) for metrics in GLUE.values() for task, _ in metrics}
+    for number, metrics in enumerate(GLUE.values()):
+        for task, name in metrics:
+            lines[task]["task_accuracy" if name == "accuracy" else name] = 10.0 * number
+    assert task_metrics.averages(lines) == {"glue_average": 35.0}
+    lines["glue_wnli_v002"] = {**common, "task_accuracy": 1.0}
+    assert task_metrics.averages(lines) == {"glue_average": 35.0}
+    del lines["glue_rte_v002"]["task_accuracy"]
+    assert task_metrics.averages(lines) == {}
