@@ -42,8 +42,12 @@ def main(args) -> None:
     data = dataclasses.replace(tasks.load(args), use_cached_tasks=False)
     output.check_folder(args.output, "--output")
     tasks.check_name(data, args.name)
-    for task in _missing(data, args.name, args.output):
-        cache(task, data, _place(args.output, task), args.split, args.shards, args.beam)
+    chosen = _with_splits(_missing(data, args.name, args.output), args.split)
+    # What can be wrong with any of them is found before the first is read.
+    for task, splits in chosen:
+        _check(task, data, _place(args.output, task), splits)
+    for task, splits in chosen:
+        cache(task, data, _place(args.output, task), splits, args.shards, args.beam)
 
 
 def _place(folder: str, task) -> epath.Path:
@@ -90,8 +94,28 @@ def _missing(data: tasks.Data, name: str, folder: str) -> list:
     return missing
 
 
+def _with_splits(members: list, wanted: Sequence[str] | None) -> list[tuple]:
+    """(task, those of the wanted splits that it has; None: all).
+
+    Raises:
+      UserError: none has one of the splits.
+    """
+    known = {split for task in members for split in task.splits}
+    if unknown := sorted(set(wanted or ()) - known):
+        raise UserError(
+            f"--split={unknown[0]} is no split of {' or '.join(task.name for task in members[:3])}",
+            f"there are {', '.join(sorted(known))}",
+            "choose of them with --split, or leave it out to cache all",
+        )
+    chosen = [(task, [split for split in wanted or task.splits if split in task.splits]) for task in members]
+    for task, splits in chosen:
+        if not splits:
+            say(f"{task.name}: left out, it has {', '.join(task.splits) or 'no split'}")
+    return [(task, splits) for task, splits in chosen if splits]
+
+
 def cache(
-    task, data: tasks.Data, place: epath.Path, splits: Sequence[str] | None, shards: int | None, options: Sequence[str]
+    task, data: tasks.Data, place: epath.Path, splits: Sequence[str], shards: int | None, options: Sequence[str]
 ) -> None:
     """Writes the cache of one task. The folder appears with all that belongs to it, or not at all; on gs:// it is
     written in place, and seqio passes over it until COMPLETED is there.
@@ -100,24 +124,21 @@ def cache(
       task: seqio task.
       data: what it reads.
       place: folder of its cache.
-      splits: of the task; None: all.
+      splits: of the task.
       shards: files of each split; None: as many as the source has, at least 16.
       options: of Beam.
 
     Raises:
-      UserError: a split is unknown, empty or cannot be read, or the folder is in the way.
+      UserError: a split is empty or cannot be read, or another process is writing there.
       RunError: the pipeline failed.
     """
     began = time.monotonic()
-    _check(task, data, place, splits)
     scratch = place if output.is_remote(place) else place.with_name(f".{place.name}.new")
-    with contextlib.ExitStack() as ending:
+    scratch.mkdir(parents=True, exist_ok=True)
+    with output.held(scratch, "--output"):
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
-            ending.enter_context(output.held(scratch, "--output"))
             for left_over in scratch.iterdir():
                 left_over.rmtree() if left_over.is_dir() else left_over.unlink()
-            splits = list(splits or task.splits)
             _run(task, data, scratch, splits, shards, options)
             stats = {split: _stats(task, scratch, split) for split in splits}
             _describe(task, data, scratch)
@@ -146,15 +167,9 @@ def _remove(folder: epath.Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(task, data: tasks.Data, place: epath.Path, splits: Sequence[str] | None) -> None:
+def _check(task, data: tasks.Data, place: epath.Path, splits: Sequence[str]) -> None:
     from t5x_lite.tasks import registry
 
-    if unknown := sorted(set(splits or ()) - set(task.splits)):
-        raise UserError(
-            f"--split={unknown[0]} is no split of {task.name}",
-            f"it has {', '.join(task.splits)}",
-            "choose of them with --split, or leave it out to cache all",
-        )
     if place.exists():
         raise UserError(
             f"{place} is in the way",
@@ -163,7 +178,7 @@ def _check(task, data: tasks.Data, place: epath.Path, splits: Sequence[str] | No
         )
     registry.check_source(task, data.data_dir)
     tasks.check_vocabulary(data, [task])
-    for split in splits or task.splits:
+    for split in splits:
         try:
             there = task.source.list_shards(split)
         except UserError as error:
@@ -176,7 +191,7 @@ def _check(task, data: tasks.Data, place: epath.Path, splits: Sequence[str] | No
             )
 
 
-def _run(task, data: tasks.Data, folder: epath.Path, splits: list[str], shards: int | None, options: Sequence[str]):
+def _run(task, data: tasks.Data, folder: epath.Path, splits: Sequence[str], shards: int | None, options: Sequence[str]):
     """Runs the pipeline of all splits.
 
     Raises:

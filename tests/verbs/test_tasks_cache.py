@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, output
 from t5x_lite.data import examples, token_files
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
@@ -69,7 +69,10 @@ register("cached_otherwise", [
     tokenize, HERE(), functools.partial(preprocess, objective=functools.partial(denoising.prefix_lm, mode="x"))])
 register("cached_nothing", [*PAIRS, only_long, HERE(), EOS])
 register("cached_failing", [failing, HERE()])
+register("cached_train", [*PAIRS, HERE(), EOS], source=seqio.FunctionDataSource(
+    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"text": "a b"}), splits=["train"]))
 register("never_cached", [*PAIRS, EOS])
+seqio.MixtureRegistry.add("cached_by_split", ["cached_pairs", "cached_train"], default_rate=1.0)
 seqio.MixtureRegistry.add("cached_mixture", ["cached_pairs", "never_cached", "cached_bytes"], default_rate=1.0)
 """
 
@@ -224,7 +227,7 @@ def test_options_go_to_beam(cache, tmp_path):
             2,
             "never_cached cannot be cached. There is no place for a cache among its preprocessors.",
         ),
-        ("cached_pairs", ["--split=test"], 2, "--split=test is no split of cached_pairs. It has train, validation."),
+        ("cached_pairs", ["--split=test"], 2, "--split=test is no split of cached_pairs. There are train, validation."),
         ("cached_pairs", ["--gin.VALIDATION_GLOB=None"], 2, "To cache other splits alone, give --split."),
         ("cached_pairs", ["--gin.DATA_GLOB=gone*.jsonl"], 2, "gone*.jsonl matches no file"),
         ("cached_pairs", ["--gin.VOCABULARY=gone.model"], 2, "gone.model cannot be read."),
@@ -261,6 +264,22 @@ def test_a_folder_without_its_mark_is_in_the_way(cache, tmp_path, capfd):
     assert (
         "caches/cached_pairs is in the way. It holds no complete cache: COMPLETED is missing." in capfd.readouterr().err
     )
+
+
+def test_two_do_not_write_to_one_folder(cache, tmp_path, capfd):
+    scratch = tmp_path / "caches/.cached_pairs.new"
+    scratch.mkdir(parents=True)
+    (scratch / "of the other").touch()
+    with output.held(scratch, "--output"):
+        assert cache("cached_pairs") == 2
+    assert f"--output={scratch} is in use." in capfd.readouterr().err
+    assert (scratch / "of the other").exists()
+
+
+def test_a_task_of_a_mixture_without_the_split_is_left_out(cache, tmp_path, capfd):
+    assert cache("cached_by_split", "--split=validation") == 0
+    assert "cached_train: left out, it has train" in capfd.readouterr().err
+    assert os.listdir(tmp_path / "caches") == ["cached_pairs"]
 
 
 def test_without_beam(cache, monkeypatch, capfd):
