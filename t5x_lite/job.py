@@ -155,6 +155,43 @@ class Job:
             _whole("TASK_FEATURE_LENGTHS", length, least=2, of=f"[{feature!r}]")
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The part of a job that says what it reads.
+
+    Args:
+      model: whose embedding table the tokens must fit; None: any.
+      others: as in `Job`.
+    """
+
+    feature_lengths: Mapping[str, int]
+    model: Architecture | None = None
+    mixture_or_task_name: str | None = None
+    mixture_or_task_module: str | None = None
+    vocabulary: str | None = None
+    data_glob: str | None = None
+    validation_glob: str | None = None
+    data_dir: str | None = None
+    use_cached_tasks: bool = False
+    task_cache_dir: str | None = None
+    mixture_maximum: float | None = None
+    mixture_temperature: float = 1.0
+    mixture_unsupervised_rate: float = 1e6
+    mixture_fixed_weights: bool = True
+    pack: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        lengths = self.feature_lengths
+        fits = isinstance(lengths, Mapping) and set(lengths) == {"inputs", "targets"}
+        if not fits or not all(isinstance(n, int) and n >= 2 for n in lengths.values()):
+            raise UserError(
+                f"TASK_FEATURE_LENGTHS is {lengths!r}",
+                "it gives inputs and targets a number of tokens each, at least 2",
+                "Set --gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 114}\"",
+            )
+
+
 # What the macros that hold no plain value hold.
 _ARTICLES = {
     "MODEL": "an Architecture",

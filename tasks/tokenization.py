@@ -6,11 +6,12 @@ SentencePiece itself encodes twice as fast as its op in TensorFlow, and a call f
 import tensorflow as tf
 
 from t5x_lite.tasks import codec, vocabulary
-from t5x_lite.tasks.sources import python_op
+from t5x_lite.tasks.sources import as_written, python_op
 
 _AT_ONCE = 64
 
 
+@as_written
 def tokenize(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """{"text": UTF-8} -> {"targets": tokens [n]} in the vocabulary of the job, without an end of sequence.
 

@@ -53,7 +53,14 @@ class DatasetBlocks:
     ):
         import tensorflow as tf
 
-        dataset = dataset.map(lambda example: {f: example[f] for f in lengths})
+        def features(example):
+            return {f: example[f] for f in lengths}
+
+        def parts(block):
+            return {f: (rows.values, rows.row_splits) for f, rows in block.items()}
+
+        as_written = tf.autograph.experimental.do_not_convert
+        dataset = dataset.map(as_written(features))
         # A map fused with a batch reads on after an error until the batch is full: in the batches of batches of
         # an objective, one bad record would be met some 100,000 times before its error comes out.
         options = tf.data.Options()
@@ -65,9 +72,8 @@ class DatasetBlocks:
         dataset = dataset.with_options(options)
         # Ragged blocks keep lengths exact, where padding could not be told from token 0. They leave tf.data as plain
         # tensors: made outside it, a RaggedTensor takes as long as the objective of its examples.
-        blocks = dataset.ragged_batch(self._SIZE)
         self._iterator = iter(
-            blocks.map(lambda block: {f: (rows.values, rows.row_splits) for f, rows in block.items()})
+            dataset.ragged_batch(self._SIZE).map(lambda block: {f: _parts(rows) for f, rows in block.items()})
         )
         self._lengths, self._explain = dict(lengths), explain
 
@@ -80,11 +86,8 @@ class DatasetBlocks:
             raise (self._explain(error) or _outer(error)) from error
         columns = {}
         for name, (values, splits) in block.items():
-            tokens, splits, length = (
-                values.numpy().astype(np.int32, copy=False),
-                splits.numpy().tolist(),
-                self._lengths[name],
-            )
+            tokens, splits = values.numpy().astype(np.int32, copy=False), splits.numpy().tolist()
+            length = self._lengths[name]
             columns[name] = [tokens[a : min(b, a + length)] for a, b in zip(splits, splits[1:])]
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
@@ -109,6 +112,14 @@ class DatasetBlocks:
     def close(self) -> None:
         # Its threads must not outlive the interpreter.
         self._iterator = iter(())
+
+
+def _parts(rows):
+    """(values, row splits) of a batch: examples that all have one length were not made ragged."""
+    import tensorflow as tf
+
+    rows = rows if isinstance(rows, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(rows)
+    return rows.values, rows.row_splits
 
 
 def _outer(error: Exception) -> Exception:

@@ -12,13 +12,14 @@ import tensorflow as tf
 
 from t5x_lite.tasks.objectives.corruption import Ids
 from t5x_lite.tasks.objectives.ragged import Ragged
-from t5x_lite.tasks.sources import python_op
+from t5x_lite.tasks.sources import as_written, python_op
 from t5x_lite.tasks.vocabulary import SENTINELS
 
 # Documents that are run together before they are cut.
 TOGETHER = 128
 
 
+@as_written
 def preprocess(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None,
