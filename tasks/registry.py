@@ -58,13 +58,25 @@ def prepare(
             f"{nearest(name, known)}. A task of your own needs --gin.MIXTURE_OR_TASK_MODULE",
         )
     provider = seqio.get_mixture_or_task(name)
+    missing: dict[str, UserError] = {}
     for task in seqio.get_subtasks(provider):
         # Where a mixture is meant, what has neither training nor validation data is not read.
         if task is not provider and not {"train", "validation"} & set(task.splits):
             continue
         _check_cache(task, use_cached)
-        if not (use_cached and task.cache_dir):
-            check_source(task, data_dir)
+        try:
+            if not (use_cached and task.cache_dir):
+                check_source(task, data_dir)
+        except UserError as error:
+            missing[task.name] = error
+    if len(missing) > 1:
+        raise UserError(
+            f"{len(missing)} tasks of {name} have no data: {', '.join(missing)}",
+            "a mixture needs the data of all its tasks. For each of them `t5x_lite tasks show NAME` says what to get",
+            f"Of the first: {next(iter(missing.values()))}",
+        )
+    for error in missing.values():
+        raise error
     return provider
 
 

@@ -111,11 +111,8 @@ def source_of(source, data_dir: str | None) -> tuple[str, str]:
     if isinstance(source, seqio.FunctionDataSource):
         return "a function", "?"
     if isinstance(source, records.Records):
-        try:
-            source.check()
-        except UserError:
-            return source.tfds_name, "no"
-        return source.tfds_name, "yes"
+        there = [split for split in source.splits if source.place(split)]
+        return source.tfds_name, _yes(there) if len(there) in (0, len(source.splits)) else f"only {', '.join(there)}"
     files = getattr(source, "_files", None)
     if files is corpus.files:
         return "the demo corpus", "yes" if corpus.folder().exists() else "built on first use"

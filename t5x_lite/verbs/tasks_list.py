@@ -13,14 +13,15 @@ _GROUPS = {
     "GLUE": r"glue_",
     "SuperGLUE": r"super_glue_|dpr_|wsc_",
     "Question answering": r"squad_|trivia_?qa_|nq_|natural_questions_",
-    "Summarization": r"cnn_dailymail_",
+    "Summarization": r"cnn_dailymail_|xsum_",
     "Translation": r"wmt",
 }
 
 _HEADS = ("name", "source", "features", "metrics", "splits", "data")
 
-# The least width that a column is cut to.
+# The least width that a column is cut to, and the columns that a narrow terminal goes without, in this order.
 _NARROW = 8
+_LEFT_OUT = (2, 4, 3, 1)
 
 
 def main(args) -> None:
@@ -97,15 +98,21 @@ def _splits(task) -> list[str]:
 
 
 def fitted(rows: list[tuple[str, ...]], width: int) -> list[int]:
-    """Widths of columns that fit a line: the widest are cut first, names last."""
+    """Widths of columns that fit a line. Names stay whole: the widest others are cut, then left out, with width 0."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    room = width - 2 * (len(widths) - 1)
-    while sum(widths) > room and max(widths) > _NARROW:
-        cut = [i for i in range(1, len(widths)) if widths[i] > _NARROW] or [0]
-        widths[max(cut, key=lambda i: widths[i])] -= 1
+    left_out = iter(_LEFT_OUT)
+    while sum(widths) + 2 * (sum(w > 0 for w in widths) - 1) > width:
+        if cut := [i for i in range(1, len(widths)) if widths[i] > _NARROW]:
+            widths[max(cut, key=lambda i: widths[i])] -= 1
+        elif (last := next(left_out, None)) is not None:
+            gone = _LEFT_OUT[: _LEFT_OUT.index(last) + 1]
+            widths = [0 if i in gone else max(map(len, column)) for i, column in enumerate(zip(*rows))]
+        else:
+            break
     return widths
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    fits = (cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in zip(cells, widths))
-    return "  ".join(cell.ljust(width) for cell, width in zip(fits, widths)).rstrip()
+    shown = [(cell, width) for cell, width in zip(cells, widths) if width]
+    fits = (cell if len(cell) <= width else cell[: width - 1] + "…" for cell, width in shown)
+    return "  ".join(cell.ljust(width) for cell, (_, width) in zip(fits, shown)).rstrip()

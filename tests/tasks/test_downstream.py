@@ -232,3 +232,13 @@ def test_data_that_is_not_there_says_what_to_download(tmp_path):
         registry.prepare("glue_rte_v002", vocabulary="bytes", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="DATA_DIR is not set|DATA_DIR to"):
         registry.prepare("squad_v010_allanswers", vocabulary="bytes")
+
+
+def test_a_mixture_names_all_that_is_missing(tmp_path):
+    with pytest.raises(
+        UserError, match=r"8 tasks of super_glue_v102_proportional have no data: dpr_v001_simple, .*wic"
+    ):
+        only = tmp_path / "WSC"
+        for split in ("train", "val", "test"):
+            public.objects(only / f"{split}.jsonl", {"text": "a b c", "idx": 0})
+        registry.prepare("super_glue_v102_proportional", vocabulary="bytes", data_dir=str(tmp_path))
