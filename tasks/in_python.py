@@ -84,7 +84,7 @@ def _bad(record: Record, name: str, error: ValueError) -> tuple[str, str, str]:
     shown = json.dumps(record, ensure_ascii=False, default=str)
     return (
         f"The record {shown[:200]}{'…' * (len(shown) > 200)} gives no example",
-        f"{name} says: {error}",
+        f"{error} ({name})",
         "Correct the record, or take it out of the data",
     )
 

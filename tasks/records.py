@@ -31,6 +31,7 @@ from t5x_lite.tasks.sources import blamed, python_op
 
 _FILES_AT_ONCE = 16
 _UNITS_AT_ONCE = 64
+_EMPTY = "it holds no records"
 
 _data_dir: str | None = None
 
@@ -156,7 +157,7 @@ def _files(data: DataSet, split: str) -> list[Part]:
 
 def _absent(tfds_name: str, data: DataSet, split: str) -> tuple[str, str, str]:
     """The three parts of the UserError about data that is not there."""
-    root = _data_dir or "DATA_DIR"
+    root = _data_dir or "/path/to/data"
     folder = os.path.join(root, data.folders[0])
     looked = " and ".join(os.path.join(root, _tfds_folder(tfds_name)) for root in _tfds_roots())
     why = f"missing is {originals.wanted(data, split, root)}"
@@ -167,9 +168,18 @@ def _absent(tfds_name: str, data: DataSet, split: str) -> tuple[str, str, str]:
         fix = f'{fix}, or have TFDS make it: python -c "import tensorflow_datasets as tfds; {load}"'
     return (
         f"The data of {tfds_name}, split {split}, is not there",
-        why if _data_dir else f"DATA_DIR is not set. {why[:1].upper()}{why[1:]}",
+        f"{wrong}. {why[:1].upper()}{why[1:]}" if (wrong := _no_folder()) else why,
         f"Set --gin.DATA_DIR to the folder that holds it; {fix}",
     )
+
+
+def _no_folder() -> str:
+    """Why DATA_DIR is no folder that data could be in; empty where it is one."""
+    if not _data_dir:
+        return "DATA_DIR is not set"
+    if not tf.io.gfile.exists(_data_dir):
+        return f"DATA_DIR={_data_dir} does not exist"
+    return "" if tf.io.gfile.isdir(_data_dir) else f"DATA_DIR={_data_dir} is a file, not a folder"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -255,27 +265,35 @@ def _read(form: Format, features: Mapping[str, Feature], paths, stride, offset) 
     leaves = list(_leaves(features))
     types = [t for _, feature in leaves for t in _types(feature)]
 
-    def columns(names, position, stride, offset):
+    def columns(names, position, found, stride, offset):
+        part = Part(tuple(names.decode().split("\n")), form)
         with blamed(_bad_file, names):
-            units = _next_units(form, tuple(names.decode().split("\n")), int(position))
+            units = _next_units(form, part.paths, int(position))
+            # Another shard may have the records of a file that gives none to this one.
+            if not units and not found and next(originals.records(part), None) is None:
+                raise ValueError(_EMPTY)
         records = []
         for number, unit in units:
             if number % stride == offset:
                 with blamed(functools.partial(_bad_unit, form.unit), names, number + form.first):
                     records += form.parse(unit, number)
-        return [np.int64(len(units)), *(array for path, feature in leaves for array in _column(records, path, feature))]
+        arrays = (array for path, feature in leaves for array in _column(records, path, feature))
+        return [np.int64(len(units)), np.int64(len(records)), *arrays]
 
-    def step(position, _):
-        count, *arrays = python_op(columns, [paths, position, stride, offset], [tf.int64, *types])
-        count = tf.ensure_shape(count, [])
+    def step(state, _):
+        position, found = state
+        count, more, *arrays = python_op(
+            columns, [paths, position, found, stride, offset], [tf.int64, tf.int64, *types]
+        )
+        count, more = tf.ensure_shape(count, []), tf.ensure_shape(more, [])
         parts = iter(arrays)
         values = [_batch(feature, parts) for _, feature in leaves]
-        return position + count, (count, dict(enumerate(values)))
+        return (position + count, found + more), (count, dict(enumerate(values)))
 
     def nested(flat):
         return _nested(features, iter([flat[k] for k in range(len(leaves))]))
 
-    blocks = tf.data.Dataset.range(tf.int64.max).scan(tf.constant(0, tf.int64), step)
+    blocks = tf.data.Dataset.range(tf.int64.max).scan((tf.constant(0, tf.int64),) * 2, step)
     blocks = blocks.take_while(lambda count, _: count > 0).map(lambda _, block: block)
     return blocks.unbatch().map(nested)
 
@@ -380,6 +398,8 @@ def _count_part(part: Part) -> int:
         try:
             number, unit = next(units)
         except StopIteration:
+            if not count:
+                raise UserError(*_bad_file(names, _EMPTY)) from None
             return count
         except (OSError, ValueError) as error:
             raise UserError(*_bad_file(names, str(error))) from None

@@ -59,6 +59,8 @@ COMPOSED = {
     "bench_train": {"bench", "bench_huggingface"},
     "bench_huggingface": {"bench_train"},
     "bench_startup": {"bench"},
+    "bench_input": {"bench", "bench_input_t5", "bench_train"},
+    "bench_input_t5": {"bench_input", "bench_train"},
 }
 
 # Libraries that a part does without, so that it can be read and used alone. `gin` has its own test.

@@ -53,28 +53,12 @@ class DatasetBlocks:
     ):
         import tensorflow as tf
 
-        def features(example):
-            return {f: example[f] for f in lengths}
-
-        def parts(block):
-            return {f: (rows.values, rows.row_splits) for f, rows in block.items()}
-
+        # AutoGraph would rewrite the source of what is mapped, which takes longer than all else here.
         as_written = tf.autograph.experimental.do_not_convert
-        dataset = dataset.map(as_written(features))
-        # A map fused with a batch reads on after an error until the batch is full: in the batches of batches of
-        # an objective, one bad record would be met some 100,000 times before its error comes out.
-        options = tf.data.Options()
-        options.experimental_optimization.map_and_batch_fusion = False
-        # What a map does for one example is little: handing it to another thread costs more, and two maps in a row
-        # cost as much as one.
-        options.experimental_optimization.map_parallelization = False
-        options.experimental_optimization.map_fusion = True
-        dataset = dataset.with_options(options)
+        dataset = dataset.map(as_written(lambda example: {f: example[f] for f in lengths})).with_options(options())
         # Ragged blocks keep lengths exact, where padding could not be told from token 0. They leave tf.data as plain
         # tensors: made outside it, a RaggedTensor takes as long as the objective of its examples.
-        self._iterator = iter(
-            dataset.ragged_batch(self._SIZE).map(lambda block: {f: _parts(rows) for f, rows in block.items()})
-        )
+        self._iterator = iter(dataset.ragged_batch(self._SIZE).map(as_written(_plain)))
         self._lengths, self._explain = dict(lengths), explain
 
     def next(self) -> list[Example] | None:
@@ -114,12 +98,33 @@ class DatasetBlocks:
         self._iterator = iter(())
 
 
-def _parts(rows):
-    """(values, row splits) of a batch: examples that all have one length were not made ragged."""
+def options():
+    """The tf.data.Options that a pipeline is read with."""
     import tensorflow as tf
 
-    rows = rows if isinstance(rows, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(rows)
-    return rows.values, rows.row_splits
+    options = tf.data.Options()
+    # A map fused with a batch reads on after an error until the batch is full: in the batches of batches of
+    # an objective, one bad record would be met some 100,000 times before its error comes out.
+    options.experimental_optimization.map_and_batch_fusion = False
+    # What a map does for one example is little: handing it to another thread costs more, and two maps in a row
+    # cost as much as one.
+    options.experimental_optimization.map_parallelization = False
+    options.experimental_optimization.map_fusion = True
+    # Several shards fill their shuffles beside each other, not each when its turn comes in the first batch.
+    options.experimental_warm_start = True
+    return options
+
+
+def _plain(block):
+    """(values, row splits) of each feature of a batch."""
+    import tensorflow as tf
+
+    def parts(rows):
+        # Examples that are all known to have one length were not made ragged.
+        rows = rows if isinstance(rows, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(rows)
+        return rows.values, rows.row_splits
+
+    return {name: parts(rows) for name, rows in block.items()}
 
 
 def _outer(error: Exception) -> Exception:

@@ -43,7 +43,7 @@ def step(argument):
     )
     visible = torch.ones_like(inputs)
 
-    def take() -> float:
+    def take() -> dict:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=work.dtype == "bfloat16"):
             loss = model(input_ids=inputs, attention_mask=visible, labels=targets).loss
@@ -51,7 +51,7 @@ def step(argument):
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return loss.item()
+        return {"loss": loss.item()}
 
     about = {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -43,8 +43,8 @@ class Workload:
         return self.batch * (self.inputs + self.targets)
 
 
-# () -> loss in nats a token, once the step has finished; and what is known of making it.
-Step = Callable[[], float]
+# Does the work and returns what it found, once it has finished: of a train step, `loss` in nats a token.
+Step = Callable[[], dict]
 
 
 def measure(args) -> dict:
@@ -163,11 +163,11 @@ def our_step(work: Workload) -> tuple[dict, Step]:
         }
         batch = {k: jax.device_put(arrays[k].astype(s.dtype), s.sharding) for k, s in shapes.items()}
 
-    def step() -> float:
+    def step() -> dict:
         nonlocal state
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
-        return float(metrics["loss"] / metrics["weight"])
+        return {"loss": float(metrics["loss"] / metrics["weight"])}
 
     about = {
         "parameters": network.count(program.params),
@@ -217,7 +217,7 @@ class Contestant:
         return value
 
     def step(self) -> dict:
-        """One step: `wall_s`, `cpu_s` of its process over all threads, and `loss`."""
+        """One step: `wall_s`, `cpu_s` of its process over all threads, and what it found."""
         self._pipe.send("step")
         return self._receive()
 
@@ -240,9 +240,9 @@ def _serve(pipe, make: Callable, argument) -> None:
         pipe.send(("made", about))
         while pipe.recv() == "step":
             wall, cpu = time.perf_counter(), time.process_time()
-            loss = step()
-            taken = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "loss": loss}
-            pipe.send(("step", taken))
+            found = step()
+            taken = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+            pipe.send(("step", taken | found))
         # ru_maxrss is in KiB, on macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         pipe.send(("stopped", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))

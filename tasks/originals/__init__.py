@@ -24,6 +24,10 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
+# How many other names of missing files a message gives.
+_OTHERS = 4
+
+
 class Part(NamedTuple):
     """Files that are read together, and how."""
 
@@ -63,10 +67,11 @@ def wanted(data: DataSet, split: str, data_dir: str) -> str:
     best = max(data.splits[split], key=lambda alternative: sum(bool(_parts(files, listed)) for files in alternative))
     there = [files for files in best if _parts(files, listed)]
     missing = [name for files in best if files not in there for name in files.names]
-    others = len(data.splits[split]) - 1
+    others = [alternative for alternative in data.splits[split] if alternative is not best][:_OTHERS]
     found = f" (of its files {', '.join(name for files in there for name in files.names)} is there)" if there else ""
-    spelt = f", or one of {others} other names of them" if others else ""
-    return f"{', '.join(missing)} in {os.path.join(data_dir, data.folders[0])}{found}{spelt}"
+    spelt = " or ".join(" with ".join(name for files in other for name in files.names) for other in others)
+    instead = f", or in their place {spelt}" if others else ""
+    return f"{', '.join(missing)} in {os.path.join(data_dir, data.folders[0])}{found}{instead}"
 
 
 def records(part: Part) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""mC4 as the Allen Institute publishes it: files of JSON, an object a line, for each of 108 languages and scripts.
+"""mC4 as the Allen Institute publishes it: files of JSON, an object a line, for each of 107 languages and scripts.
 
 The splits are those of TFDS: `de` and `de-validation` for German.
 """

@@ -7,6 +7,7 @@ Quotes mean nothing in these files. Names, types, label ids and the numbering `i
 import csv
 import functools
 import math
+import os
 from collections.abc import Iterator, Mapping
 
 from t5x_lite.tasks.originals.reading import (
@@ -57,6 +58,7 @@ def _row(
     label: str,
     names: tuple[str, ...],
     broken: bool,
+    secret: bool,
 ) -> list[Record]:
     """The record of a row.
 
@@ -67,11 +69,15 @@ def _row(
       label: column of the label, which a file of secret labels does not have.
       names: of the labels, in the order of their ids; none for a number.
       broken: rows that are too short, or have no label, are left out: the published file has some.
+      secret: whether a label may be -1, as in test files.
     """
     columns, row = unit
     if not row.strip():
         return []
-    values = dict(zip(columns, row.decode("utf-8").removesuffix("\r").split("\t")))
+    cells = row.decode("utf-8").removesuffix("\r").split("\t")
+    if len(cells) > len(columns) and not broken:
+        raise ValueError(f"it has {len(cells)} columns, more than the {len(columns)} of the file")
+    values = dict(zip(columns, cells))
     wanted = [*texts.values(), *([label] if label in columns else [])]
     if missing := [column for column in wanted if column not in values]:
         if broken:
@@ -80,22 +86,25 @@ def _row(
     if broken and label in columns and not values[label]:
         return []
     given = values[label] if label in columns else "-1"
+    hidden = secret or label not in columns
     return [
         {
             **{feature: values[column] for feature, column in texts.items()},
-            "label": label_id(given, names) if names else _score(given),
+            "label": label_id(given, names, hidden) if names else _score(given, hidden),
             "idx": number,
         }
     ]
 
 
-def _score(text: str) -> float:
+def _score(text: str, secret: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"its score {text!r} is no number")
+    if not 0 <= value <= 5 and not (secret and value == -1):
+        raise ValueError(f"its score {text!r} is not between 0 and 5")
     return value
 
 
@@ -105,7 +114,7 @@ def _files(name: str, secret: bool, texts, label, names, columns=(), broken=Fals
         (name,),
         Format(
             functools.partial(_table, needed=needed, columns=columns),
-            functools.partial(_row, texts=texts, label=label, names=names, broken=broken),
+            functools.partial(_row, texts=texts, label=label, names=names, broken=broken, secret=secret),
             first=1 if columns else 2,
         ),
     )
@@ -150,12 +159,24 @@ def _paraphrases(path: str, ids: str, *, validation: bool, needed: tuple[str, ..
 
     The rows of the other split stay as empty ones, for `idx` counts all.
     """
-    held_out = {tuple(line.removesuffix(b"\r").split(b"\t")[:2]) for line in lines(ids)}
+    held_out = set(_ids(ids))
     if not held_out:
         raise ValueError("the file of ids is empty")
-    for columns, row in _table(path, needed=needed):
-        mine = (tuple(row.split(b"\t")[1:3]) in held_out) == validation
-        yield columns, row if mine else b""
+    table = [(columns, row, tuple(row.split(b"\t")[1:3]) in held_out) for columns, row in _table(path, needed=needed)]
+    if not any(held for _, _, held in table):
+        raise ValueError(f"no row of {os.path.basename(path)} has ids that are in {os.path.basename(ids)}")
+    for columns, row, held in table:
+        yield columns, row if held == validation else b""
+
+
+def _ids(path: str) -> Iterator[tuple[bytes, bytes]]:
+    """Pairs of ids. A file that is something else would let records of the validation split pass for training ones."""
+    for number, line in enumerate(lines(path), start=1):
+        pair = tuple(line.removesuffix(b"\r").split(b"\t"))
+        if len(pair) != 2 or not all(map(bytes.isdigit, pair)):
+            shown = line[:40].decode("utf-8", "replace")
+            raise ValueError(f"line {number} of {os.path.basename(path)}, {shown!r}, is not two ids with a tab between")
+        yield pair
 
 
 def _mrpc() -> DataSet:
@@ -167,7 +188,7 @@ def _mrpc() -> DataSet:
     )
     task = _task("MRPC", texts, label, names)
     needed = (label, "#1 ID", "#2 ID", *texts.values())
-    parse = functools.partial(_row, texts=texts, label=label, names=names, broken=False)
+    parse = functools.partial(_row, texts=texts, label=label, names=names, broken=False, secret=False)
     for split in ("train", "validation"):
         form = Format(functools.partial(_paraphrases, validation=split == "validation", needed=needed), parse, first=2)
         whole = tuple((Files(("msr_paraphrase_train.txt", ids), form),) for ids in ("dev_ids.tsv", "mrpc_dev_ids.tsv"))
@@ -177,8 +198,8 @@ def _mrpc() -> DataSet:
     task.splits["test"] = ((hidden,), *task.splits["test"])
     return DataSet(
         task.features, task.splits, task.folders,
-        "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt and msr_paraphrase_test.txt "
-        "there, and the MRPC dev_ids.tsv of GLUE, https://firebasestorage.googleapis.com/v0/b/"
+        "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt, "
+        "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_test.txt and, as dev_ids.tsv, https://firebasestorage.googleapis.com/v0/b/"
         "mtl-sentence-representations.appspot.com/o/data%2Fmrpc_dev_ids.tsv?alt=media&"
         "token=ec5c0836-31d5-48f4-b431-7480817f1adc",
     )  # fmt: skip

@@ -20,6 +20,7 @@ from t5x_lite.tasks.originals.reading import (
     Format,
     Record,
     field,
+    from_json,
     json_object,
     lines,
     strings,
@@ -32,12 +33,7 @@ from t5x_lite.tasks.originals.reading import (
 
 def _squad_questions(path: str) -> Iterator[Record]:
     """Every question with its title and context; answers to the same question are brought together, as in TFDS."""
-    try:
-        whole = json.loads(text(path))
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error})") from None
+    whole = from_json(text(path), "JSON")
     questions: dict[str, Record] = {}
     for question in (q for entry in field(whole, "data", list) for q in _questions_of(entry)):
         first = questions.setdefault(field(question, "id", str), question)
@@ -50,8 +46,11 @@ def _questions_of(entry: Record) -> Iterator[Record]:
     """The questions of an article, or an entry that is a question with its context, as Hugging Face writes them."""
     if "paragraphs" not in entry:
         answers = field(entry, "answers", dict)
-        pairs = zip(field(answers, "text", list), field(answers, "answer_start", list), strict=True)
-        yield entry | {"answers": [{"text": answer, "answer_start": start} for answer, start in pairs]}
+        texts, starts = field(answers, "text", list), field(answers, "answer_start", list)
+        if len(texts) != len(starts):
+            shown = json.dumps(entry.get("id"))[:60]
+            raise ValueError(f"the answers of its question {shown} are {len(texts)} texts with {len(starts)} starts")
+        yield entry | {"answers": [{"text": answer, "answer_start": start} for answer, start in zip(texts, starts)]}
         return
     for paragraph in field(entry, "paragraphs", list):
         context = field(paragraph, "context", str)
@@ -89,7 +88,8 @@ def _squad() -> DataSet:
             "validation": ((Files(("dev-v1.1.json",), form),),),
         },
         folders=("squad", "SQuAD", ""),
-        download="https://rajpurkar.github.io/SQuAD-explorer/dataset/ (train-v1.1.json, dev-v1.1.json)",
+        download="https://rajpurkar.github.io/SQuAD-explorer/dataset/train-v1.1.json and "
+        "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json",
     )  # fmt: skip
 
 
@@ -124,8 +124,10 @@ def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
         buffer += chunk
         if not inside:
             start = re.search(r'"Data"\s*:\s*\[', buffer)
-            if start is None:
+            if start is None and len(buffer) < _LONGEST:
                 continue
+            if start is None:
+                break
             buffer, inside = buffer[start.end() :], True
         position = 0
         while True:
@@ -136,11 +138,16 @@ def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
                 article, position = decode(buffer, position)
             except ValueError:
                 break  # It goes on in the next chunk.
+            except RecursionError:
+                raise ValueError("it has an article in it that is nested too deeply") from None
             yield folder, article
         buffer = buffer[position:]
         if len(buffer) > _LONGEST:
             break
-    raise ValueError("it is not JSON, or breaks off" if inside else 'it has no array "Data"')
+    if inside:
+        raise ValueError("it is not JSON, or breaks off")
+    is_object = buffer.lstrip().startswith("{")
+    raise ValueError('it has no array "Data"' if is_object else "it is not JSON, it begins with " + repr(buffer[:30]))
 
 
 def _chunks(path: str) -> Iterator[str]:
@@ -199,7 +206,7 @@ def _documents(article, key, names, context, folder, kind, evidence) -> Record:
         if "Filename" not in item:
             continue
         try:
-            with documents.open_file(os.path.join(folder, kind, item["Filename"])) as file:
+            with documents.open_file(os.path.join(folder, kind, field(item, "Filename", str))) as file:
                 read = file.read().decode("utf-8")
         except OSError:
             continue  # Some documents could not be had when the data set was made.
@@ -301,7 +308,7 @@ DATA_SETS = {
         ),
         folders=("natural_questions", "nq", ""),
         download="https://storage.googleapis.com/natural_questions/v1.0-simplified/simplified-nq-train.jsonl.gz and "
-        "nq-dev-all.jsonl.gz there",
+        "https://storage.googleapis.com/natural_questions/v1.0-simplified/nq-dev-all.jsonl.gz",
         in_tfds=False,
     ),
 }  # fmt: skip

@@ -10,9 +10,12 @@ sentences.
 import gzip
 import itertools
 import json
+import os
+import typing
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 from t5x_lite.tasks import documents
@@ -25,6 +28,8 @@ Feature = str | list[str] | tuple[str, int] | Mapping[str, "Feature"]
 
 TEXT, TEXTS, LABEL, NUMBER = "string", ["string"], "int64", "int32"
 
+# The least number of TFDS's int32.
+_LEAST = -(1 << 31)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -101,12 +106,22 @@ def lines(path: str) -> Iterator[bytes]:
     """The lines of a file, which may be compressed with gzip, without their line feeds."""
     with documents.open_file(path) as file:
         for number, line in enumerate(gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file):
+            if b"\0" in line:
+                raise ValueError(f"line {number + 1} of {os.path.basename(path)} has a NUL byte, so it is no text")
             yield (line if number else line.removeprefix(_BYTE_ORDER_MARK)).removesuffix(b"\n")
 
 
 def side_by_side(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | None]]:
     """The lines of two files in pairs, with None where one of them is at its end."""
-    return itertools.zip_longest(lines(left), lines(right))
+    return itertools.zip_longest(_lines_of_one(left), _lines_of_one(right))
+
+
+def _lines_of_one(path: str) -> Iterator[bytes]:
+    """The lines of a file that is read beside another, so that a reason has to say which it is about."""
+    try:
+        yield from lines(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"the file {os.path.basename(path)} is damaged ({error})") from None
 
 
 def text(path: str) -> str:
@@ -114,31 +129,42 @@ def text(path: str) -> str:
     return b"\n".join(lines(path)).decode("utf-8")
 
 
+def from_json(source: bytes | str, what: str) -> Any:
+    """The value that JSON stands for; `what` it is meant to be is for messages."""
+    try:
+        return json.loads(source)
+    except UnicodeDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError(f"it is not {what}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"it is not {what} ({error})") from None
+
+
 def json_object(line: bytes) -> Record | None:
     """The JSON object in a line, None in a blank one."""
     if not line.strip():
         return None
-    try:
-        value = json.loads(line)
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"it is not one JSON object a line ({error})") from None
+    value = from_json(line, "one JSON object a line")
     if not isinstance(value, dict):
         raise ValueError(f"it is JSON of type {type(value).__name__}, not an object")
     return value
 
 
-def field(record: Any, name: str, kind: type) -> Any:
-    """A field of a JSON object, which must be there and of a type."""
+def field(record: Any, name: str, kind: type | UnionType) -> Any:
+    """A field of a JSON object, which must be there and of a type. Texts are UTF-8 and whole numbers have 32 bits."""
     if not isinstance(record, dict):
         raise ValueError(f"there is {json.dumps(record)[:60]} where an object with the field {name!r} is meant to be")
     if name not in record:
-        raise ValueError(f"it has no field {name!r}, its fields are {', '.join(record) or 'none'}")
+        raise ValueError(f"it has no field {name!r}, its fields are {_shown(record) or 'none'}")
     value = record[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise ValueError(f"its field {name!r} is {json.dumps(value)[:60]}, not of type {kind.__name__}")
-    return value
+        *kinds, last = (one.__name__ for one in typing.get_args(kind) or (kind,))
+        kinds = f"{', '.join(kinds)} or {last}" if kinds else last
+        raise ValueError(f"its field {name!r} is {json.dumps(value)[:60]}, not of type {kinds}")
+    if isinstance(value, int) and not _LEAST <= value <= -_LEAST - 1:
+        raise ValueError(f"its field {name!r} is {value}, which has more than 32 bits"[:300])
+    return _valid(value, name) if isinstance(value, str) else value
 
 
 def strings(record: Any, name: str) -> list[str]:
@@ -147,7 +173,22 @@ def strings(record: Any, name: str) -> list[str]:
     for value in values:
         if not isinstance(value, str):
             raise ValueError(f"its field {name!r} has {json.dumps(value)[:60]} in it, which is no string")
+        _valid(value, name)
     return values
+
+
+def _valid(value: str, name: str) -> str:
+    """A string of a field that can be written as UTF-8: JSON lets halves of surrogate pairs stand alone."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = json.dumps(value[error.start])
+        raise ValueError(f"its field {name!r} has {half} in it, half of a surrogate pair and no character") from None
+    return value
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(names).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def texts_of_json(line: bytes, number: int, *, names: tuple[str, ...]) -> list[Record]:
@@ -157,14 +198,19 @@ def texts_of_json(line: bytes, number: int, *, names: tuple[str, ...]) -> list[R
     return [] if row is None else [{name: field(row, name, str) for name in names}]
 
 
-def label_id(label: str | int, names: tuple[str, ...]) -> int:
-    """The id of a label that is one of `names` or already an id (or false or true); -1 stands for a secret label."""
+def label_id(label: str | int, names: tuple[str, ...], secret: bool) -> int:
+    """The id of a label that is one of `names` or already an id (or false or true).
+
+    -1 stands for a secret label, which only files that may have such ones hold.
+    """
     if label in names:
         return names.index(label)
     try:
         value = int(label)
     except ValueError:
         value = None
+    if value == -1 and not secret:
+        raise ValueError("its label is -1, which stands for a secret one: only files of a test split have it")
     if value is None or not -1 <= value < len(names):
         raise ValueError(f"its label {label!r} is neither one of {', '.join(names)} nor an id below {len(names)}")
     return value

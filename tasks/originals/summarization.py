@@ -31,12 +31,12 @@ DATA_SETS = {
         ("article", "highlights"),
         ("cnn_dailymail", "cnn_dm", "cnndm"),
         "https://huggingface.co/datasets/abisee/cnn_dailymail (version 3.0.0, each split written with to_json as "
-        'lines of {"article", "highlights"})',
+        'lines of JSON with "article" and "highlights")',
     ),
     "xsum": _data_set(
         ("document", "summary"),
         ("xsum", "XSum"),
         "https://huggingface.co/datasets/EdinburghNLP/xsum (each split written with to_json as lines of "
-        '{"document", "summary"})',
+        'JSON with "document" and "summary")',
     ),
 }

@@ -31,10 +31,7 @@ _APART = ("Kamenev and Zinoviev", "Kamenev, Zinoviev, and Stalin")
 def _label(row: Record, names: tuple[str, ...], secret: bool) -> int:
     if "label" not in row and secret:
         return -1
-    label = row.get("label")
-    if not isinstance(label, str | int):
-        field(row, "label", str)
-    return label_id(label, names)
+    return label_id(field(row, "label", str | int | bool), names, secret)
 
 
 def _plain(row: Record, *, kinds: dict[str, type], names: tuple[str, ...], secret: bool) -> list[Record]:

@@ -19,6 +19,8 @@ from t5x_lite.tasks.originals.reading import (
     side_by_side,
 )
 
+Names = tuple[str, ...]
+
 # The folders that the archives unpack to.
 _INNER = ("", "/training", "/dev", "/un", "/training-parallel-ep-v8", "/training-parallel-nc-v13")
 
@@ -32,7 +34,14 @@ def _pair(unit: tuple[bytes | None, bytes | None], number: int, *, languages: tu
         raise ValueError(f"the file of {ended} ends before it and the file of {goes_on} goes on: lines do not pair up")
     if not all(unit):
         return []
-    return [{language: side.decode("utf-8") for language, side in zip(languages, unit)}]
+    return [{language: _decoded(side, language) for language, side in zip(languages, unit)}]
+
+
+def _decoded(side: bytes, language: str) -> str:
+    try:
+        return side.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"in the file of {language} it is not UTF-8: {error}") from None
 
 
 def _segments(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | None]]:
@@ -90,7 +99,7 @@ def _test_sets(stems: tuple[str, ...], languages: tuple[str, str]) -> tuple[tupl
     return (text,) if stems == ("newstest2013",) else (tuple(_sgml(stem, languages) for stem in stems), text)
 
 
-def _wmt(name: str, pair: str, train: tuple[str, ...], validation: tuple[str, ...], test: tuple[str, ...], urls: str):
+def _wmt(name: str, pair: str, train: Names, validation: Names, test: Names, urls: Names) -> DataSet:
     """A year and a language pair: the corpora of its training split and the test sets of the others."""
     languages = tuple(pair.split("-"))
     year = name.removesuffix("_translate")
@@ -109,38 +118,45 @@ def _wmt(name: str, pair: str, train: tuple[str, ...], validation: tuple[str, ..
         folders=tuple(
             f"{parent}{inner}" for parent in (year, f"{year}/{pair}", name, f"{name}/{pair}") for inner in _INNER
         ),
-        download=f"{urls} and http://data.statmt.org/wmt19/translation-task/dev.tgz (its test sets), or write "
-        f"train.{pair}.{languages[0]} and train.{pair}.{languages[1]} (validation and test likewise)",
+        download=f"{', '.join(urls)} and http://data.statmt.org/wmt19/translation-task/dev.tgz (its test sets), or "
+        f"write train.{pair}.{languages[0]} and train.{pair}.{languages[1]} (validation and test likewise)",
     )
 
 
-_STATMT = "http://www.statmt.org/"
-_FRENCH = "wmt13/training-parallel-{europarl-v7,commoncrawl,un}.tgz, wmt10/training-giga-fren.tar, "
+_EUROPARL = "http://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz"
+_COMMON_CRAWL = "http://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz"
+_NEWS_9 = "http://www.statmt.org/wmt14/training-parallel-nc-v9.tgz"
+_FRENCH = (
+    _EUROPARL,
+    _COMMON_CRAWL,
+    "http://www.statmt.org/wmt13/training-parallel-un.tgz",
+    "http://www.statmt.org/wmt10/training-giga-fren.tar",
+)
 
 DATA_SETS = {
     "wmt14_translate/de-en": _wmt(
         "wmt14_translate", "de-en",
         ("europarl-v7.de-en", "commoncrawl.de-en", "news-commentary-v9.de-en"), ("newstest2013",), ("newstest2014",),
-        _STATMT + "wmt13/training-parallel-{europarl-v7,commoncrawl}.tgz, wmt14/training-parallel-nc-v9.tgz",
+        (_EUROPARL, _COMMON_CRAWL, _NEWS_9),
     ),
     "wmt14_translate/fr-en": _wmt(
         "wmt14_translate", "fr-en",
         ("europarl-v7.fr-en", "commoncrawl.fr-en", "undoc.2000.fr-en", "news-commentary-v9.fr-en",
          "giga-fren.release2.fixed"),
-        ("newstest2013",), ("newstest2014",), _STATMT + _FRENCH + "wmt14/training-parallel-nc-v9.tgz",
+        ("newstest2013",), ("newstest2014",), (*_FRENCH, _NEWS_9),
     ),
     "wmt15_translate/fr-en": _wmt(
         "wmt15_translate", "fr-en",
         ("europarl-v7.fr-en", "commoncrawl.fr-en", "undoc.2000.fr-en", "news-commentary-v10.fr-en",
          "giga-fren.release2.fixed"),
         ("newsdiscussdev2015", "newstest2014"), ("newsdiscusstest2015",),
-        _STATMT + _FRENCH + "wmt15/training-parallel-nc-v10.tgz",
+        (*_FRENCH, "http://www.statmt.org/wmt15/training-parallel-nc-v10.tgz"),
     ),
     # The corpus of South-East European Times comes from OPUS as two files too, with the same sentences.
     "wmt16_translate/ro-en": _wmt(
         "wmt16_translate", "ro-en", ("europarl-v8.ro-en", "SETIMES.en-ro"), ("newsdev2016",), ("newstest2016",),
-        "http://data.statmt.org/wmt16/translation-task/training-parallel-ep-v8.tgz, "
-        "https://object.pouta.csc.fi/OPUS-SETIMES/v2/moses/en-ro.txt.zip",
+        ("http://data.statmt.org/wmt16/translation-task/training-parallel-ep-v8.tgz",
+         "https://object.pouta.csc.fi/OPUS-SETIMES/v2/moses/en-ro.txt.zip"),
     ),
     # ParaCrawl comes as columns too, with the sentences of its TMX file.
     "wmt19_translate/de-en": _wmt(
@@ -148,17 +164,16 @@ DATA_SETS = {
         ("europarl-v9.de-en.tsv", "en-de.bicleaner07.txt", "commoncrawl.de-en", "news-commentary-v14.de-en.tsv",
          "wikititles-v1.de-en.tsv", "rapid2019.de-en"),
         ("newstest2018",), (),
-        _STATMT + "europarl/v9/training/europarl-v9.de-en.tsv.gz, "
-        "https://s3.amazonaws.com/web-language-models/paracrawl/release3/en-de.bicleaner07.txt.gz, "
-        + _STATMT + "wmt13/training-parallel-commoncrawl.tgz, "
-        "http://data.statmt.org/news-commentary/v14/training/news-commentary-v14.de-en.tsv.gz, "
-        "http://data.statmt.org/wikititles/v1/wikititles-v1.de-en.tsv.gz, "
-        "https://s3-eu-west-1.amazonaws.com/tilde-model/rapid2019.de-en.zip",
+        ("http://www.statmt.org/europarl/v9/training/europarl-v9.de-en.tsv.gz",
+         "https://s3.amazonaws.com/web-language-models/paracrawl/release3/en-de.bicleaner07.txt.gz",
+         _COMMON_CRAWL,
+         "http://data.statmt.org/news-commentary/v14/training/news-commentary-v14.de-en.tsv.gz",
+         "http://data.statmt.org/wikititles/v1/wikititles-v1.de-en.tsv.gz",
+         "https://s3-eu-west-1.amazonaws.com/tilde-model/rapid2019.de-en.zip"),
     ),
     "wmt_t2t_translate/de-en": _wmt(
         "wmt_t2t_translate", "de-en",
         ("europarl-v7.de-en", "commoncrawl.de-en", "news-commentary-v13.de-en"), ("newstest2013",), ("newstest2014",),
-        _STATMT + "wmt13/training-parallel-{europarl-v7,commoncrawl}.tgz, "
-        "http://data.statmt.org/wmt18/translation-task/training-parallel-nc-v13.tgz",
+        (_EUROPARL, _COMMON_CRAWL, "http://data.statmt.org/wmt18/translation-task/training-parallel-nc-v13.tgz"),
     ),
 }  # fmt: skip

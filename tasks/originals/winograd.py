@@ -40,7 +40,7 @@ DATA_SETS = {
         features={"sentence": TEXT, "pronoun": TEXT, "candidates": (TEXT, 2), "label": LABEL},
         splits={split: ((Files((f"{split}.c.txt",), _FORMAT),),) for split in ("train", "test")},
         folders=("definite_pronoun_resolution", "dpr", ""),
-        download="https://s3.amazonaws.com/datasets.huggingface.co/definite_pronoun_resolution/ "
-        "(train.c.txt, test.c.txt)",
+        download="https://s3.amazonaws.com/datasets.huggingface.co/definite_pronoun_resolution/train.c.txt and "
+        "https://s3.amazonaws.com/datasets.huggingface.co/definite_pronoun_resolution/test.c.txt",
     )
 }

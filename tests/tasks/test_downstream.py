@@ -128,7 +128,9 @@ def test_these_are_all_that_are_registered(opened):
     sources = {
         name
         for name in seqio.TaskRegistry.names()
-        if type(seqio.TaskRegistry.get(name).source).__name__ == "Records" and "mc4" not in name
+        if type(seqio.TaskRegistry.get(name).source).__name__ == "Records"
+        and "mc4" not in name
+        and not name.startswith("records_")  # of other tests
     }
     copies = {name for name in sources if "_1_sentinel" in name}
     assert sources - copies == set(TASKS) and copies >= SENTINEL_COPIES

@@ -1,6 +1,7 @@
 """The source of downstream tasks: where it reads from, shards, saved positions, counts, and what it asks for."""
 
 import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ records = pytest.importorskip("t5x_lite.tasks.records")
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from t5x_lite.tasks import fingerprint, originals, registry  # noqa: E402
+from t5x_lite.tasks import fingerprint, originals, registry, sources  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared/data"
 DPR = "definite_pronoun_resolution:1.1.0"
@@ -30,6 +31,8 @@ def bound(tmp_path, monkeypatch):
     records.bind(str(folder))
     yield folder
     records.bind(None)
+    for name in [name for name in seqio.TaskRegistry.names() if name.startswith("records_")]:
+        seqio.TaskRegistry.remove(name)
 
 
 def sentences(folder, count, name="CoLA/train.tsv", start=0):
@@ -131,6 +134,29 @@ def test_nothing_there_says_what_to_get_both_ways(bound, tmp_path):
     records.bind(None)
     with pytest.raises(UserError, match="DATA_DIR is not set. TFDS data is looked for in .*own/glue/cola/1.0.0"):
         source.check()
+    with pytest.raises(UserError, match="data_dir='/path/to/data'"):
+        source.check()
+
+
+def test_a_data_dir_that_is_none_is_said_first(bound, tmp_path):
+    source = records.Records("glue/cola:1.0.0")
+    (tmp_path / "file").touch()
+    for name, reason in {"nowhere": "does not exist", "file": "is a file, not a folder"}.items():
+        records.bind(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"is not there. DATA_DIR={tmp_path / name} {reason}. TFDS data is looked"):
+            source.check()
+
+
+def test_other_names_of_missing_files_are_given(bound):
+    with pytest.raises(
+        UserError, match=r"missing is val.jsonl in .*/BoolQ, or in their place dev.jsonl or validation.jsonl"
+    ):
+        records.Records("super_glue/boolq", ["validation"]).check()
+    with pytest.raises(UserError) as caught:
+        records.Records("wmt14_translate/de-en", ["train"]).check()
+    assert "or in their place train.de-en.de with train.de-en.en or train.en-de.de with " in str(caught.value)
+    with pytest.raises(UserError, match="in their place( (or )?val\\S+){1,4}[.,]"):
+        records.Records("xsum", ["validation"]).check()
 
 
 def test_a_set_of_files_that_is_not_complete_is_not_read(bound):
@@ -156,6 +182,9 @@ def test_every_data_set_says_what_it_wants(bound):
         for split in list(data.splits)[:4]:
             with pytest.raises(UserError, match=rf"(?s)The data of {name}, split {split}, .*download http"):
                 records.Records(name, [split]).check()
+        # To be copied as they stand.
+        assert not re.search("[{}]", data.download) and "there" not in data.download.split()
+        assert not re.search(r"(^|[ (])(?!https?://)[\w.-]+/[\w./-]+\.(tgz|tar|zip|gz|json|txt|tsv)", data.download)
 
 
 def test_unknown_names(bound):
@@ -185,6 +214,20 @@ def test_shards_partition_the_records(bound, shards):
         ]  # fmt: skip
         assert sorted(sum(parts, [])) == expected
         assert max(map(len, parts)) - min(map(len, parts)) <= 5
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_file_without_records_is_named_and_a_shard_without_any_passes(bound, shards):
+    def parts():
+        return [texts(source, shard_info=seqio.ShardInfo(k, shards)) for k in range(shards)]
+
+    source = pages(bound, files=1, count=1)
+    assert sorted(map(len, parts())) == [0] * (shards - 1) + [1]
+    public.put(bound / "multilingual/c4-de.tfrecord-00000-of-00001.json.gz", "", " ")
+    with pytest.raises(tf.errors.OpError) as caught:
+        parts()
+    explained = str(sources.explain(caught.value))
+    assert re.search(r"c4-de\S+ cannot be read. It holds no records", explained), explained
 
 
 def test_order_follows_the_seed_and_changes_from_epoch_to_epoch(bound):
@@ -264,7 +307,6 @@ def test_a_large_file_is_not_held_in_memory(bound, monkeypatch):
 def test_a_task_resumes_exactly(bound, tmp_path):
     """With seqio's memory of small data sets in between."""
     sentences(bound, 50)
-    seqio.TaskRegistry.remove("records_resumed")
     task = seqio.TaskRegistry.add(
         "records_resumed", records.Records("glue/cola:1.0.0", ["train"]),
         preprocessors=[functools.partial(seqio.preprocessors.rekey, key_map={"targets": "sentence"}),
@@ -311,7 +353,6 @@ def test_splits_of_the_same_files_are_counted_each(bound):
 
 def test_files_are_known_by_name_and_size_wherever_they_lie(bound, tmp_path):
     public.write(bound)
-    seqio.TaskRegistry.remove("records_known")
     task = seqio.TaskRegistry.add(
         "records_known", records.Records("wmt14_translate/de-en:1.0.0"), preprocessors=[],
         output_features={"de": seqio.Feature(seqio.ByteVocabulary())},
@@ -327,7 +368,6 @@ def test_files_are_known_by_name_and_size_wherever_they_lie(bound, tmp_path):
 
 
 def test_a_task_without_data_is_refused_before_anything_else(bound):
-    seqio.TaskRegistry.remove("records_absent")
     seqio.TaskRegistry.add(
         "records_absent", records.Records(DPR), preprocessors=[],
         output_features={"label": seqio.Feature(seqio.PassThroughVocabulary(2))},

@@ -1,4 +1,5 @@
-"""bench: the train step is measured without the data libraries, beside the peer where it is installed."""
+"""bench: the train step is measured without the data libraries, the input pipeline stage by stage, both beside their
+peers where those are installed."""
 
 import importlib.util
 import json
@@ -7,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from t5x_lite import cli
 from t5x_lite.errors import UserError
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.verbs import bench, bench_huggingface, bench_startup, bench_train
+from t5x_lite.verbs import bench, bench_huggingface, bench_input, bench_startup, bench_train
 
 ROOT = Path(__file__).parents[2]
 DATA_LIBRARIES = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "sentencepiece", "tensorboard")
@@ -53,7 +55,7 @@ def test_train_runs_without_the_data_libraries(tmp_path):
 
 
 def _three(argument):
-    return {"given": argument}, lambda: 3.0
+    return {"given": argument}, lambda: {"loss": 3.0}
 
 
 def _wrong(argument):
@@ -182,3 +184,125 @@ def test_startup_times_lines_when_they_come():
     code = "import sys, time; print('a', file=sys.stderr, flush=True); time.sleep(.3); print('b', file=sys.stderr)"
     (first, a), (second, b) = bench_startup._run([sys.executable, "-c", code], {})
     assert (a, b) == ("a", "b") and 0 < first and second - first > 0.25
+
+
+def text_flags(corpus, files="train-*.json.gz"):
+    return (
+        "MIXTURE_OR_TASK_NAME=text_span_corruption",
+        f"DATA_GLOB={corpus}/{files}",
+        f"VOCABULARY={corpus}/vocabulary.model",
+    )
+
+
+def input_work(*flags):
+    return bench_input.Workload(("runs/pretrain.gin", "models/t5_1_1_tiny.gin"), flags, 4, 64, 24)
+
+
+def test_input_counts_documents_examples_and_tokens(corpus, tmp_path, capsys):
+    output = tmp_path / "bench.json"
+    flags = ["--gin_file=models/t5_1_1_tiny.gin", "--batch_size=4", "--inputs=64", "--targets=24", "--runs=1"]
+    bindings = [f"--gin.{flag}" for flag in text_flags(corpus)]
+    assert cli.run(["bench", "input", *flags, *bindings, f"--output={output}"]) == 0
+    result, shown = json.loads(output.read_text()), capsys.readouterr().out
+    assert result["documents"] == 200 and "text_span_corruption: 200 documents" in shown
+    (ours,) = result["passes"][bench_input.OURS]
+    assert 0 < ours["rows"] <= ours["examples"] < ours["tokens"] <= ours["rows"] * (64 + 24)
+    assert ours["wall_s"] > 0 and ours["cpu_s"] > 0
+    assert all(len(result["stages"][stage]) == 1 for stage in ("reading", "tokenisation", "objective"))
+    (first,) = result["first_batch"][bench_input.OURS]
+    assert first["shards"] == 4 and 0 < first["wall_s"] < 60
+    if importlib.util.find_spec("t5") is None:
+        assert "seqio with t5: not measured, t5 not installed" in shown
+    else:
+        (theirs,) = result["passes"][bench_input.PEER]
+        assert abs(theirs["tokens"] / ours["tokens"] - 1) < 0.05
+
+
+def test_input_passes_over_what_training_reads(corpus):
+    """Twice the same, and as many tokens as the pipeline of the evaluation has."""
+    from t5x_lite.data import examples
+
+    work = input_work(*text_flags(corpus))
+    _, step = bench_input.our_pass(work)
+    first = step()
+    assert {**first, "wall_s": 0} == {**step(), "wall_s": 0}
+    _, task, explain = bench_input.opened(work)
+    ((_, stream),) = examples.evaluation_streams(task, "train", work.lengths, True, 0, False, explain)
+    made = [example for row in stream.take(10_000) for example in row]
+    assert len(made) == first["examples"]
+    assert sum(len(array) for example in made for array in example.values()) == first["tokens"]
+
+
+@pytest.mark.parametrize("stage, elements", [("reading", 3), ("tokenisation", 3), ("objective", 1)])
+def test_a_pass_up_to_a_stage_meets_every_record(corpus, tmp_path, stage, elements):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 3)
+    (tmp_path / "vocabulary.model").write_bytes((corpus / "vocabulary.model").read_bytes())
+    work = input_work(*text_flags(tmp_path, "a.jsonl"))
+    about, step = bench_input.pass_up_to(stage, work)
+    assert about == {"elements": elements} and step() == {}
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("no json\n")
+    with pytest.raises(Exception, match="Record 4 of "):
+        step()
+    with pytest.raises(UserError, match=r"Record 4 of .*a\.jsonl cannot be read"):
+        bench_input.pass_up_to(stage, work)
+
+
+def test_input_measures_no_mixture(corpus):
+    import seqio
+
+    bench_input.opened(input_work(*text_flags(corpus)))  # registers the shipped tasks
+    seqio.MixtureRegistry.add("bench_of_two", ["text_span_corruption", "text_prefix_lm"], default_rate=1)
+    try:
+        with pytest.raises(UserError, match="bench_of_two is a mixture.*one of text_prefix_lm, text_span_corruption"):
+            bench_input.opened(input_work(*text_flags(corpus), "MIXTURE_OR_TASK_NAME=bench_of_two"))
+    finally:
+        seqio.MixtureRegistry.remove("bench_of_two")
+
+
+def test_tokens_are_counted_where_segments_are():
+    inputs, targets = np.array([[1, 1, 2, 0], [1, 1, 1, 1]]), np.array([[1, 2, 2, 0], [1, 0, 0, 0]])
+    batch = {"encoder_segment_ids": inputs, "decoder_segment_ids": targets}
+    assert bench_input.counted([batch, batch]) == {"rows": 4, "examples": 6, "tokens": 22}
+    assert bench_input.counted([]) == {"rows": 0, "examples": 0, "tokens": 0}
+
+
+def test_input_shows_shares_and_ratios():
+    def steps(*cpu, tokens=1000):
+        return [{"wall_s": c / 2, "cpu_s": c, "rows": 2, "examples": 5, "tokens": tokens} for c in cpu]
+
+    passes = {bench_input.OURS: steps(4.0, 5.0), bench_input.PEER: steps(16.0, 15.0)}
+    result = {
+        "task": "a_task",
+        "documents": 20,
+        "stages": {"reading": steps(1.0, 1.0), "tokenisation": steps(3.0, 3.0), "objective": steps(3.5, 4.0)},
+        "passes": passes,
+        "about": dict.fromkeys(passes, {"peak_rss_bytes": 2**20}),
+        "first_batch": {
+            bench_input.OURS: [{"wall_s": 1.0, "cpu_s": 2.0, "shards": 4}],
+            bench_input.PEER: [{"wall_s": 3.0, "cpu_s": 3.0}],
+        },
+    } | bench_input._ratios(passes)
+    assert result["cpu_s_ratio"] == result["wall_s_ratio"] == [4.0, 3.0]
+    assert bench_input.stage_seconds(result) == {
+        "reading": [1.0, 1.0], "tokenisation": [2.0, 2.0], "objective": [0.5, 1.0], "packing": [0.5, 1.0]
+    }  # fmt: skip
+    lines = bench_input.text(result, input_work()).splitlines()
+    words = [" ".join(line.split()) for line in lines]
+    assert "t5x_lite, CPU 4.50 (4.00 to 5.00) 4 1 222" in words
+    assert "t5x_lite / seqio with t5, wall 3.50 (3.00 to 4.00)" in words
+    assert "tokenisation 2.00 (2.00 to 2.00) 44%" in words
+    assert "t5x_lite, 4 shards 1.00 (1.00 to 1.00) 2.00 (2.00 to 2.00)" in words
+
+
+@pytest.mark.parametrize("name", bench._SET["input"])
+def test_what_bench_input_sets_is_no_users_choice(name, capsys):
+    assert cli.run(["bench", "input", f"--gin.{name}=1"]) == 2
+    assert f"--gin.{name} is given. Bench input sets it itself." in capsys.readouterr().err
+
+
+def test_input_says_which_file_is_wrong(corpus, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
+    flags = [f"--gin.{flag}" for flag in (*text_flags(corpus)[::2], f"DATA_GLOB={tmp_path}/a.jsonl")]
+    assert cli.run(["bench", "input", "--runs=1", *flags]) == 2
+    assert "a.jsonl cannot be read. It has no string in the field" in capsys.readouterr().err

@@ -268,6 +268,10 @@ MALFORMED = {
         (b"sentence\na", r"train.tsv cannot be read. Its first line names no column 'label'"),
         (b"", r"train.tsv cannot be read. It holds no records"),
         (sst(), r"train.tsv cannot be read. It holds no records"),
+        (sst("", " "), r"train.tsv cannot be read. It holds no records"),
+        (sst("a\t1", "a\tb\t1"), r"Line 3 of .* It has 3 columns, more than the 2 of the file"),
+        (sst("a\t1", "b\0\t1"), r"train.tsv cannot be read. Line 3 of train.tsv has a NUL byte, so it is no text"),
+        (sst("a\t-1"), r"Line 2 .* Its label is -1, which stands for a secret one: only files of a test split have it"),
     ],
     ("glue/sst2", "SST-2/train.tsv.gz"): [
         (b"no gzip", r"train.tsv.gz cannot be read. Not a gzipped file"),
@@ -276,10 +280,13 @@ MALFORMED = {
     ],
     ("glue/cola", "CoLA/train.tsv"): [
         (b"gj04\t1\t\tfine\ngj04\t1\n", r"Line 2 of .* too few for the column 'sentence'"),
+        (b"gj04\t1\t\tfine\tmore\n", r"Line 1 of .* It has 5 columns, more than the 4 of the file"),
     ],
     ("glue/stsb", "STS-B/train.tsv"): [
         (b"sentence1\tsentence2\tscore\na\tb\tc", r"Line 2 .* Its score 'c' is no number"),
         (b"sentence1\tsentence2\tscore\na\tb\tnan", r"Line 2 .* Its score 'nan' is no number"),
+        (b"sentence1\tsentence2\tscore\na\tb\t5.1", r"Line 2 .* Its score '5.1' is not between 0 and 5"),
+        (b"sentence1\tsentence2\tscore\na\tb\t-1", r"Line 2 .* Its score '-1' is not between 0 and 5"),
     ],
     ("glue/stsb", "STS-B/stsb-en-train.csv"): [
         (b"a,b,1\na,b\n", r"Line 2 of .*csv .* It has 2 columns"),
@@ -292,7 +299,15 @@ MALFORMED = {
         (rows_of(BOOLQ, {"question": "q"}), r"Line 2 .* It has no field 'passage', its fields are question"),
         (rows_of({**BOOLQ, "idx": "0"}), r"Its field 'idx' is \"0\", not of type int"),
         (rows_of({**BOOLQ, "label": 3}), r"Its label 3 is neither one of False, True"),
-        (rows_of({**BOOLQ, "label": None}), r"Its field 'label' is null"),
+        (rows_of({**BOOLQ, "label": None}), r"Its field 'label' is null, not of type str, int or bool"),
+        (rows_of({**BOOLQ, "label": -1}), r"Line 1 .* Its label is -1, which stands for a secret one"),
+        (
+            rows_of(BOOLQ, {**BOOLQ, "idx": 99999999999}),
+            r"Line 2 .* Its field 'idx' is 99999999999, which has more than",
+        ),
+        (rows_of({**BOOLQ, "passage": "a\ud800"}), r"Line 1 .* Its field 'passage' has \"\\ud800\" in it, half of a"),
+        (b"[" * 100_000, r"Line 1 .* It is not one JSON object a line: it is nested too deeply"),
+        (rows_of({"\ud800": 1}), r"Line 1 .* its fields are \\ud800"),
         (rows_of({key: BOOLQ[key] for key in ("question", "passage", "idx")}), r"It has no field 'label'"),
     ],
     ("super_glue/copa", "COPA/train.jsonl"): [
@@ -317,20 +332,51 @@ MALFORMED = {
         (rows_of({"data": [{"paragraphs": [SQUAD]}]}), r"Question 1 .* no field 'answer_start'"),
         (rows_of({"data": []}), r"train-v1.1.json cannot be read. It holds no records"),
         (b"\xff", r"train-v1.1.json cannot be read. .* can't decode byte"),
+        (b"[" * 100_000, r"train-v1.1.json cannot be read. It is not JSON: it is nested too deeply"),
+        (
+            rows_of({"data": [{"id": "7", "answers": {"text": ["a"], "answer_start": []}}]}),
+            r'The answers of its question "7" are 1 texts with 0 starts',
+        ),
+        (
+            rows_of(
+                {
+                    "data": [
+                        {
+                            "paragraphs": [
+                                {
+                                    "context": "c",
+                                    "qas": [
+                                        {"id": "1", "question": "q", "answers": [{"text": "a", "answer_start": 10**12}]}
+                                    ],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ),
+            r"Question 1 .* Its field 'answer_start' is 1000000000000, which has more than 32 bits",
+        ),
     ],
     ("trivia_qa/unfiltered.nocontext", "trivia_qa/unfiltered-web-train.json"): [
         (b"{}", r'train.json cannot be read. It has no array "Data"'),
         (b'{"Data": [{"Q', r"train.json cannot be read. It is not JSON, or breaks off"),
         (b'{"Data": [{}]}', r"Article 1 of .* no field 'Question'"),
         (b'{"Data": []}', r"train.json cannot be read. It holds no records"),
+        (b"<html>no", r"train.json cannot be read. It is not JSON, it begins with '<html>no"),
+        (b'{"Data": [' + b"[" * 100_000, r"train.json cannot be read. It has an article in it that is nested too"),
     ],
     ("trivia_qa/rc", "qa/web-train.json"): [(b'{"Data": [{}]}', r"evidence, which is not there")],
     ("natural_questions_open", "nq_open/NQ-open.train.jsonl"): [
         (rows_of({"question": "q", "answer": [1]}), r"Its field 'answer' has 1 in it"),
+        (rows_of({"question": "q", "answer": ["\udfff"]}), r"Its field 'answer' has \"\\udfff\" in it, half of a"),
     ],
     ("natural_questions_simplified", "nq/simplified-nq-train.jsonl"): [
         (rows_of({"question_text": "q"}), r"Line 1 .* no field 'annotations'"),
         (rows_of({"question_text": "q", "annotations": []}), r"Line 1 .* Its field 'annotations' is empty"),
+        (
+            rows_of({"question_text": "q", "document_text": "d", "annotations": [{"short_answers": []}]}),
+            r"train.jsonl cannot be read. It holds no records",
+        ),
     ],
     ("cnn_dailymail", "cnn_dailymail/train.jsonl"): [(rows_of({"article": "a"}), r"Line 1 .* no field 'highlights'")],
     ("xsum", "xsum/train.jsonl"): [(rows_of({"document": 1}), r"Line 1 .* field 'document' is 1, not of type str")],
@@ -378,6 +424,61 @@ def test_parallel_files_of_unequal_length(left, right, message, tmp_path):
     records.bind(str(tmp_path))
     with pytest.raises(UserError, match=message):
         records.Records("wmt14_translate/de-en:1.0.0").num_input_examples("train")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"<html>\n", "Line 1 of dev_ids.tsv, '<html>', is not two ids with a tab between"),
+        (b"2\t3\n\n", "Line 2 of dev_ids.tsv, '', is not two ids"),
+        (b"2\t3\n\xff\xfe", "Line 2 of dev_ids.tsv, '\ufffd\ufffd', is not two ids"),
+        (b"2\t3\t4", "Line 1 of dev_ids.tsv, '2.t3.t4', is not two ids"),
+        (b"2 3", "Line 1 of dev_ids.tsv, '2 3', is not two ids"),
+        (b"2\t\0", "Line 1 of dev_ids.tsv has a NUL byte"),
+        (b"3\t2", "No row of msr_paraphrase_train.txt has ids that are in dev_ids.tsv"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_paraphrases_with_damaged_ids(content, message, split, tmp_path):
+    """Silence would put the validation split into training."""
+    table = ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t2\t3\ta\tb", "1\t4\t5\ta\tb")
+    public.put(tmp_path / "MRPC/msr_paraphrase_train.txt", *table)
+    (tmp_path / "MRPC/dev_ids.tsv").write_bytes(content)
+    records.bind(str(tmp_path))
+    with pytest.raises(UserError, match=f"train.txt and .*dev_ids.tsv cannot be read. {message}"):
+        records.Records("glue/mrpc:1.0.0").num_input_examples(split)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("train.en", b"a\n\xff\n", "Line 2 of .* In the file of en it is not UTF-8: .* can't decode byte 0xff"),
+        ("train.de.gz", b"no gzip", "The file train.de.gz is damaged .Not a gzipped file"),
+        ("train.de", b"a\n\0b\n", "Line 2 of train.de has a NUL byte"),
+    ],
+)
+def test_the_damaged_one_of_parallel_files_is_named(name, content, message, tmp_path):
+    (tmp_path / "wmt14").mkdir()
+    for path in {"train.de", "train.en"} - {name.removesuffix(".gz")}:
+        (tmp_path / "wmt14" / path).write_text("a\nb\n")
+    (tmp_path / "wmt14" / name).write_bytes(content)
+    records.bind(str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        records.Records("wmt14_translate/de-en:1.0.0").num_input_examples("train")
+
+
+@pytest.mark.parametrize(
+    "name, path, content",
+    [
+        ("glue/sst2", "SST-2/test.tsv", sst("a\t-1")),
+        ("glue/stsb", "STS-B/test.tsv", b"sentence1\tsentence2\tscore\na\tb\t-1"),
+        ("super_glue/boolq", "BoolQ/test.jsonl", rows_of({**BOOLQ, "label": -1})),
+    ],
+)
+def test_a_secret_label_may_be_written_in_a_test_file(name, path, content, tmp_path):
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_bytes(content)
+    assert [plain(row)["label"] for row in read(tmp_path, name, "test")[1]] == [-1]
 
 
 def test_paraphrases_without_the_ids_of_the_validation_split(tmp_path):

@@ -1,0 +1,27 @@
+"""Python functions of a record as preprocessors: what they say of a record that they refuse."""
+
+import functools
+
+import pytest
+
+in_python = pytest.importorskip("t5x_lite.tasks.in_python")
+
+import tensorflow as tf  # noqa: E402
+
+from t5x_lite.tasks import sources  # noqa: E402
+
+
+def picky(record, *, least):
+    if record["x"] < least:
+        raise ValueError("its x is too small")
+    return record
+
+
+def test_what_is_wrong_with_a_record_is_said_with_its_text_and_the_function():
+    preprocessor = in_python.one_to_one(functools.partial(picky, least=2), {"x": tf.TensorSpec([], tf.int32)})
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(preprocessor(tf.data.Dataset.from_tensor_slices({"x": [2, 1]})))
+    assert str(sources.explain(caught.value)) == (
+        'The record {"x": 1} gives no example. Its x is too small (picky). '
+        "Correct the record, or take it out of the data."
+    )
