@@ -103,11 +103,16 @@ def numbered(format: Format, paths: tuple[str, ...], start: int = 0) -> Iterator
 
 
 def lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, which may be compressed with gzip, without their line feeds."""
+    """The lines of a file, which may be compressed with gzip, without their line feeds. None has a NUL byte."""
+    for number, line in enumerate(_raw_lines(path), start=1):
+        if b"\0" in line:
+            raise ValueError(f"line {number} of {os.path.basename(path)} has a NUL byte, so it is no text")
+        yield line
+
+
+def _raw_lines(path: str) -> Iterator[bytes]:
     with documents.open_file(path) as file:
         for number, line in enumerate(gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file):
-            if b"\0" in line:
-                raise ValueError(f"line {number + 1} of {os.path.basename(path)} has a NUL byte, so it is no text")
             yield (line if number else line.removeprefix(_BYTE_ORDER_MARK)).removesuffix(b"\n")
 
 
@@ -117,9 +122,12 @@ def side_by_side(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | 
 
 
 def _lines_of_one(path: str) -> Iterator[bytes]:
-    """The lines of a file that is read beside another, so that a reason has to say which it is about."""
+    """The lines of a file that is read beside another, so that a reason has to say which it is about.
+
+    Crawled text may have a NUL byte in one line of millions, which TFDS keeps too.
+    """
     try:
-        yield from lines(path)
+        yield from _raw_lines(path)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"the file {os.path.basename(path)} is damaged ({error})") from None
 
