@@ -29,7 +29,7 @@ _NAMES = {"train": "DATA_GLOB", "validation": "VALIDATION_GLOB"}
 _globs: dict[str, str | None] = {"train": None, "validation": None}
 
 # For functions that build a dataset: AutoGraph would rewrite the source of each small function that they map, to let
-# it branch on tensors. None does, and it takes half of the time until a pipeline can be read.
+# it branch on tensors. None does, and that is a third of the time that a pipeline takes to be built.
 as_written = tf.autograph.experimental.do_not_convert
 
 # Starts the JSON of a UserError's three parts inside the message of a tf.errors exception.

@@ -53,7 +53,7 @@ class DatasetBlocks:
     ):
         import tensorflow as tf
 
-        # AutoGraph would rewrite the source of what is mapped, which takes longer than all else here.
+        # AutoGraph would rewrite the source of what is mapped, in vain.
         as_written = tf.autograph.experimental.do_not_convert
         dataset = dataset.map(as_written(lambda example: {f: example[f] for f in lengths})).with_options(options())
         # Ragged blocks keep lengths exact, where padding could not be told from token 0. They leave tf.data as plain
