@@ -493,6 +493,6 @@ def test_the_example_of_the_repository(tmp_path, monkeypatch, capsys):
     out = cli.run(["tasks", "check", "reviews", "--gin_file=tiny.gin"])
     assert out == 2
     assert re.search(
-        r"review_sentiment: error: The record .*A film.* gives no example\. Sentiment says: the label is 'fair'",
+        r"review_sentiment: error: The record .*A film.* gives no example\. The label is 'fair'",
         capsys.readouterr().out,
     )
