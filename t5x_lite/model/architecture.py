@@ -5,25 +5,33 @@ from typing import Literal
 
 from t5x_lite.errors import UserError
 
+STRUCTURES = ("encoder_decoder", "shared", "language_model", "prefix_lm")
+_REMAT = ("none", "dots", "full")
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A T5 encoder-decoder, bound in gin/models/*.gin.
+    """A T5, bound in gin/models/*.gin.
 
     Sizes and defaults are those of the T5 paper and of the public T5 1.1 configurations.
 
     Args:
+      structure: the architectures of the T5 paper, section 3.2. "encoder_decoder"; "shared", an encoder-decoder whose
+        two stacks are the same layers, position bias and final norm; "language_model", a decoder alone that sees
+        nothing behind a position; "prefix_lm", a decoder alone that sees all of its inputs at once.
       vocab_size: rows of the embedding table; at least the vocabulary's size.
       embed_dim: width of the residual stream (d_model).
       num_heads: attention heads.
       head_dim: width of a head (d_kv).
       mlp_dim: hidden width of the feed-forward layers (d_ff).
-      encoder_layers: layers of the encoder.
+      encoder_layers: layers of the encoder; 0 where there is none.
       decoder_layers: layers of the decoder.
       mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1: their product gates.
       tied_head: the logits use the embedding table, scaled by embed_dim ** -0.5 (T5 1.0).
       relative_buckets: buckets of the relative-position bias.
       relative_max_distance: distance from which all positions share the last bucket.
+      relative_bias_per_layer: every layer has a position bias of its own (umT5), not one a stack.
+      adapter_dim: hidden width of an adapter behind each feed-forward layer (T5 paper, section 3.5.1); 0: none.
       dropout_rate: rate at the stack inputs and outputs, residual branches, hidden units and attention weights.
       norm_epsilon: added to the mean square in RMSNorm.
       dtype: type of activations and of weights at their point of use. Parameters are float32.
@@ -35,6 +43,7 @@ class Architecture:
       UserError: a value is out of range.
     """
 
+    structure: Literal["encoder_decoder", "shared", "language_model", "prefix_lm"] = "encoder_decoder"
     vocab_size: int = 32128
     embed_dim: int = 512
     num_heads: int = 6
@@ -46,6 +55,8 @@ class Architecture:
     tied_head: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    relative_bias_per_layer: bool = False
+    adapter_dim: int = 0
     dropout_rate: float = 0.0
     norm_epsilon: float = 1e-6
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -57,19 +68,21 @@ class Architecture:
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name, least in (
             ("vocab_size", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1), ("mlp_dim", 1),
-            ("encoder_layers", 1), ("decoder_layers", 1), ("relative_buckets", 4), ("relative_max_distance", 1),
+            ("encoder_layers", 0), ("decoder_layers", 1), ("relative_buckets", 4), ("relative_max_distance", 1),
+            ("adapter_dim", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise _wrong(name, value, f"a whole number of at least {least}")
         if self.relative_max_distance <= self.relative_buckets // 2:
             raise _wrong("relative_max_distance", self.relative_max_distance, "more than half of relative_buckets")
-        for name in ("tied_head", "scan_layers"):
+        for name in ("tied_head", "scan_layers", "relative_bias_per_layer"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
-        for name, choices in (("dtype", ("bfloat16", "float32")), ("remat", ("none", "dots", "full"))):
+        for name, choices in (("structure", STRUCTURES), ("dtype", ("bfloat16", "float32")), ("remat", _REMAT)):
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), " or ".join(choices))
+        self._check_layers()
         if not isinstance(self.norm_epsilon, (int, float)) or not 0 < self.norm_epsilon < 1:
             raise _wrong("norm_epsilon", self.norm_epsilon, "above 0 and below 1")
         if not isinstance(self.dropout_rate, (int, float)) or not 0 <= self.dropout_rate < 1:
@@ -81,6 +94,20 @@ class Architecture:
             or set(activations) - {"relu", "gelu", "linear", "silu"}
         ):
             raise _wrong("mlp_activations", activations, "a tuple made of relu, gelu, silu and linear")
+
+    def _check_layers(self) -> None:
+        encoder, decoder = self.encoder_layers, self.decoder_layers
+        if self.decoder_only and encoder:
+            raise _wrong("encoder_layers", encoder, f"0, for a {self.structure} has no encoder")
+        if not self.decoder_only and not encoder:
+            raise _wrong("encoder_layers", encoder, f"at least 1 in the structure {self.structure}")
+        if self.structure == "shared" and encoder != decoder:
+            raise _wrong("encoder_layers", encoder, f"equal to decoder_layers, {decoder}: both are the same layers")
+
+    @property
+    def decoder_only(self) -> bool:
+        """Whether inputs and targets are one sequence of one stack."""
+        return self.structure in ("language_model", "prefix_lm")
 
 
 def _wrong(name: str, value, expected: str, macro: str | None = None) -> UserError:

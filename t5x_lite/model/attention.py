@@ -123,22 +123,26 @@ def relative_bucket(relative: np.ndarray, bidirectional: bool, buckets: int, max
 
 
 class RelativeBias(nnx.Module):
-    """One learned scalar for each head and bucket, shared by all layers of a stack."""
+    """One learned scalar for each head and bucket: of a whole stack, or with `layers` > 0 of each of its layers."""
 
-    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, bidirectional: bool):
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layers: int = 0):
         # Replicated: the table is tiny, and its heads need not divide over the mesh.
-        draw = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # as in t5x
-        table = draw(rngs.params(), (arch.num_heads, arch.relative_buckets), jnp.float32)
-        self.rel_embedding = nnx.Param(table, axes=(None, None))
-        self.bidirectional, self.max_distance = bidirectional, arch.relative_max_distance
-        self.rules, self.dtype = rules, arch.dtype
+        shape = (arch.num_heads, arch.relative_buckets)
+        draw = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=(0,) if layers else ())
+        table = draw(rngs.params(), (layers, *shape) if layers else shape, jnp.float32)  # as in t5x
+        self.rel_embedding = nnx.Param(table, axes=("layers", None, None) if layers else (None, None))
+        self.max_distance, self.rules, self.dtype = arch.relative_max_distance, rules, arch.dtype
 
-    def __call__(self, queries: int, keys: int) -> Array:
-        """[1, H, Q, K]."""
+    def strip(self, queries: int, keys: int, bidirectional: bool) -> Array:
+        """The bias by distance, [H, Q + K]: query q and key k have the value Q - 1 + k - q; see `relative_bucket`."""
         relative = np.arange(queries + keys) - (queries - 1)
         table = jnp.asarray(self.rel_embedding[...], self.dtype)
-        buckets = relative_bucket(relative, self.bidirectional, table.shape[1], self.max_distance)
-        strip = table.at[:, buckets].get(out_sharding=jax.sharding.PartitionSpec())
+        buckets = relative_bucket(relative, bidirectional, table.shape[1], self.max_distance)
+        return table.at[:, buckets].get(out_sharding=jax.sharding.PartitionSpec())
+
+    def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
+        """[1, H, Q, K]."""
+        strip = self.strip(queries, keys, bidirectional)
         return jax.sharding.reshard(toeplitz(strip, queries)[None], self.rules.spec(None, "heads", None, None))
 
 

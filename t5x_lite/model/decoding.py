@@ -4,6 +4,8 @@ A cache is one array for all layers, [layers, B, T, H, K], cut as activations
 are. Keys and values of the encoder's output are computed once.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,7 +37,7 @@ def step_logits(
     model: T5,
     tokens: Array,
     position: Array,
-    bias: Array,
+    bias: Callable,
     cache: tuple[Array, Array],
     cross: tuple[Array, Array],
     encoder_tokens: Array,
@@ -46,7 +48,7 @@ def step_logits(
       model: the merged model.
       tokens: [B] the decoder's inputs at `position`.
       position: scalar, how many tokens came before.
-      bias: [1, H, T, T] position bias of the whole target length.
+      bias: layer -> [1, H, T, T], the position bias of the whole target length.
       cache: self-attention keys and values so far.
       cross: from `cross_cache`.
       encoder_tokens: [B, S], to hide their padding.
@@ -55,7 +57,6 @@ def step_logits(
       Float32 logits [B, V] and the cache with this position filled in.
     """
     length = cache[0].shape[2]
-    row = jax.lax.dynamic_slice_in_dim(bias, position, 1, axis=2)
     self_mask = (jnp.arange(length) <= position)[None, None, None, :]
     cross_mask = visible(encoder_tokens)
 
@@ -64,13 +65,14 @@ def step_logits(
         filled = []
 
         def own(h):
-            new = layer.self_attention.keys_values(h)
+            new = layer.own_attention.keys_values(h)
             filled.extend(
                 jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=1) for old, one in zip((keys, values), new)
             )
             return tuple(filled)
 
-        x = layer(x, own, lambda: cross_kv, row, self_mask, cross_mask)
+        row = jax.lax.dynamic_slice_in_dim(bias(layer), position, 1, axis=2)
+        x = layer(x, own, row, self_mask, lambda: cross_kv, cross_mask)
         return x, tuple(filled)
 
     x = model.token_embedder(tokens[:, None])
@@ -94,7 +96,7 @@ def greedy(graphdef: nnx.GraphDef, params: dict, encoder_tokens: Array, length: 
     model = nnx.merge(graphdef, params)
     rows = encoder_tokens.shape[0]
     cross = cross_cache(model, model.encode(encoder_tokens))
-    bias = model.decoder.relpos_bias(length, length)
+    bias = model.decoder.bias(length, length, bidirectional=False)
     by_row = model.token_embedder.rules.spec("batch")
     start = jnp.zeros((rows,), jnp.int32, out_sharding=by_row)
     state = {

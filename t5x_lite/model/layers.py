@@ -90,7 +90,7 @@ class RMSNorm(nnx.Module):
 class Dense(nnx.Module):
     """x @ kernel, without a bias."""
 
-    def __init__(self, kernel: nnx.Param, axes: tuple[str, str], rules: Rules, dtype: str):
+    def __init__(self, kernel: nnx.Param, axes: tuple[str | None, str | None], rules: Rules, dtype: str):
         self.kernel = kernel
         self.axes, self.rules, self.dtype = axes, rules, dtype
 
@@ -123,6 +123,25 @@ class Mlp(nnx.Module):
             for name, activation in zip(self.input_names(), self.activations)
         ]
         hidden = dropout(math.prod(hidden[1:], start=hidden[0]), self.rate, key, broadcast=(-2,))
+        return self.wo(hidden, ("batch", "length", None))
+
+
+class Adapter(nnx.Module):
+    """A narrow feed-forward layer with a norm of its own, behind the feed-forward layer of a block.
+
+    It starts as nothing: its last kernel is 0. Sources: T5 paper, section 3.5.1; Houlsby et al. 2019.
+    """
+
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layers: int):
+        def dense(shape, axes, std):
+            return Dense(truncated(rngs.params(), shape, axes, std, layers), axes, rules, arch.dtype)
+
+        self.layer_norm = RMSNorm(arch, layers)
+        self.wi = dense((arch.embed_dim, arch.adapter_dim), ("embed", None), arch.embed_dim**-0.5)
+        self.wo = dense((arch.adapter_dim, arch.embed_dim), (None, "embed"), 0.0)
+
+    def __call__(self, x: Array) -> Array:
+        hidden = jax.nn.relu(self.wi(self.layer_norm(x), ("batch", "length", None)))
         return self.wo(hidden, ("batch", "length", None))
 
 

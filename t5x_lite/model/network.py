@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder: pre-norm residual layers, one position bias a stack, tied or own head.
+"""T5: pre-norm residual layers in one or two stacks, position bias of a stack or a layer, tied or own head.
 
 Parameter names are those of t5x, with the layers of a stack in one array
 (`encoder/layers/attention/query/kernel` is [layers, D, H*K]).
@@ -12,7 +12,7 @@ from flax import nnx
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.model.attention import Attention, RelativeBias
-from t5x_lite.model.layers import Embedding, Head, Mlp, RMSNorm, dropout
+from t5x_lite.model.layers import Adapter, Embedding, Head, Mlp, RMSNorm, dropout
 from t5x_lite.parallel.partition import Rules
 
 Array = jax.Array
@@ -24,75 +24,81 @@ def _keys(key: Array | None, count: int) -> list[Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each normed before and added to the residual stream."""
+class Layer(nnx.Module):
+    """Self-attention, in a decoder attention to the encoder's output, feed-forward, adapter.
 
-    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs):
-        layers = arch.encoder_layers
-        self.pre_attention_layer_norm = RMSNorm(arch, layers)
-        self.attention = Attention(arch, rules, rngs, layers)
+    Each is normed before and added to the residual stream. The layers of a stack are arrays with a leading axis.
+    """
+
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layers: int, attention: str, cross: bool):
+        self.own = attention
+        setattr(self, f"pre_{attention}_layer_norm", RMSNorm(arch, layers))
+        setattr(self, attention, Attention(arch, rules, rngs, layers))
+        if arch.relative_bias_per_layer:
+            self.relpos_bias = RelativeBias(arch, rules, rngs, layers)
+        if cross:
+            self.pre_cross_attention_layer_norm = RMSNorm(arch, layers)
+            self.encoder_decoder_attention = Attention(arch, rules, rngs, layers)
         self.pre_mlp_layer_norm = RMSNorm(arch, layers)
         self.mlp = Mlp(arch, rules, rngs, layers)
+        if arch.adapter_dim:
+            self.adapter = Adapter(arch, rules, rngs, layers)
         self.rate = arch.dropout_rate
 
-    def __call__(self, x: Array, bias: Array, mask: Array | None, key: Array | None) -> Array:
-        weights, after_attention, hidden, after_mlp = _keys(key, 4)
-        with jax.named_scope("attention"):
-            h = self.pre_attention_layer_norm(x)
-            h = self.attention(h, self.attention.keys_values(h), bias, mask, weights)
-            x = x + dropout(h, self.rate, after_attention, broadcast=(-2,))
-        with jax.named_scope("mlp"):
-            h = self.mlp(self.pre_mlp_layer_norm(x), hidden)
-            return x + dropout(h, self.rate, after_mlp, broadcast=(-2,))
-
-
-class DecoderLayer(nnx.Module):
-    """Causal self-attention, attention to the encoder's output, feed-forward."""
-
-    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs):
-        layers = arch.decoder_layers
-        self.pre_self_attention_layer_norm = RMSNorm(arch, layers)
-        self.self_attention = Attention(arch, rules, rngs, layers)
-        self.pre_cross_attention_layer_norm = RMSNorm(arch, layers)
-        self.encoder_decoder_attention = Attention(arch, rules, rngs, layers)
-        self.pre_mlp_layer_norm = RMSNorm(arch, layers)
-        self.mlp = Mlp(arch, rules, rngs, layers)
-        self.rate = arch.dropout_rate
+    @property
+    def own_attention(self) -> Attention:
+        return getattr(self, self.own)
 
     def __call__(
         self,
         x: Array,
-        self_keys_values: Callable[[Array], tuple[Array, Array]],
-        cross_keys_values: Callable[[], tuple[Array, Array]],
+        keys_values: Callable[[Array], tuple[Array, Array]],
         bias: Array,
-        self_mask: Array | None,
-        cross_mask: Array | None,
+        mask: Array | None,
+        cross_keys_values: Callable[[], tuple[Array, Array]] | None = None,
+        cross_mask: Array | None = None,
         key: Array | None = None,
     ) -> Array:
-        """One layer; the caller says where keys and values come from (computed here, or a cache)."""
-        weights, after_self, cross_weights, after_cross, hidden, after_mlp = _keys(key, 6)
+        """One layer; the caller says where keys and values come from (computed here, or a cache).
+
+        Without `cross_keys_values` the attention to an encoder is left out, as in the encoder of shared layers.
+        """
+        weights, after_self, cross_weights, after_cross, hidden, after_mlp, after_adapter = _keys(key, 7)
         with jax.named_scope("self_attention"):
-            h = self.pre_self_attention_layer_norm(x)
-            h = self.self_attention(h, self_keys_values(h), bias, self_mask, weights)
+            h = getattr(self, f"pre_{self.own}_layer_norm")(x)
+            h = self.own_attention(h, keys_values(h), bias, mask, weights)
             x = x + dropout(h, self.rate, after_self, broadcast=(-2,))
-        with jax.named_scope("cross_attention"):
-            h = self.pre_cross_attention_layer_norm(x)
-            h = self.encoder_decoder_attention(h, cross_keys_values(), None, cross_mask, cross_weights)
-            x = x + dropout(h, self.rate, after_cross, broadcast=(-2,))
+        if cross_keys_values is not None:
+            with jax.named_scope("cross_attention"):
+                h = self.pre_cross_attention_layer_norm(x)
+                h = self.encoder_decoder_attention(h, cross_keys_values(), None, cross_mask, cross_weights)
+                x = x + dropout(h, self.rate, after_cross, broadcast=(-2,))
         with jax.named_scope("mlp"):
             h = self.mlp(self.pre_mlp_layer_norm(x), hidden)
-            return x + dropout(h, self.rate, after_mlp, broadcast=(-2,))
+            x = x + dropout(h, self.rate, after_mlp, broadcast=(-2,))
+        if hasattr(self, "adapter"):
+            with jax.named_scope("adapter"):
+                x = x + dropout(self.adapter(x), self.rate, after_adapter, broadcast=(-2,))
+        return x
 
 
 class Stack(nnx.Module):
     """Layers with their shared position bias and final norm."""
 
-    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layer: type[nnx.Module], norm: str):
-        self.relpos_bias = RelativeBias(arch, rules, rngs, bidirectional=layer is EncoderLayer)
-        self.layers = layer(arch, rules, rngs)
-        setattr(self, norm, RMSNorm(arch))
-        self.norm, self.arch = norm, arch
-        self.count = arch.encoder_layers if layer is EncoderLayer else arch.decoder_layers
+    def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs, layers: int, name: str, cross: bool):
+        if not arch.relative_bias_per_layer:
+            self.relpos_bias = RelativeBias(arch, rules, rngs)
+        self.layers = Layer(arch, rules, rngs, layers, "attention" if name == "encoder" else "self_attention", cross)
+        self.norm = f"{name}_norm"
+        setattr(self, self.norm, RMSNorm(arch))
+        self.arch, self.count = arch, layers
+
+    def bias(self, queries: int, keys: int, bidirectional: bool) -> Callable[[Layer], Array]:
+        """A function of a layer that gives its position bias [1, H, Q, K]."""
+        if self.arch.relative_bias_per_layer:
+            return lambda layer: layer.relpos_bias(queries, keys, bidirectional)
+        shared = self.relpos_bias(queries, keys, bidirectional)
+        return lambda layer: shared
 
     def over_layers(self, step: Callable, x: Array, scanned):
         """Folds `step(layer, x, slice) -> (x, out)` over the layers and slices of `scanned` [layers, ...]."""
@@ -113,15 +119,27 @@ class Stack(nnx.Module):
 
 
 class T5(nnx.Module):
-    """The encoder-decoder of the T5 paper (1.0) and its 1.1 revision."""
+    """Every architecture of the T5 paper, and its 1.1 revision, mT5, umT5 and ByT5; see `Architecture.structure`.
+
+    Shared layers are the decoder's: the encoder is the same stack, which there attends to nothing but its inputs.
+    """
 
     def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs):
         self.token_embedder = Embedding(arch, rules, rngs)
-        self.encoder = Stack(arch, rules, rngs, EncoderLayer, "encoder_norm")
-        self.decoder = Stack(arch, rules, rngs, DecoderLayer, "decoder_norm")
+        if arch.structure == "encoder_decoder":
+            self.encoder = Stack(arch, rules, rngs, arch.encoder_layers, "encoder", cross=False)
+        self.decoder = Stack(arch, rules, rngs, arch.decoder_layers, "decoder", cross=not arch.decoder_only)
         if not arch.tied_head:
             self.decoder.logits_dense = Head(arch, rules, rngs)
         self.arch = arch
+
+    @property
+    def decoder_bidirectional(self) -> bool:
+        """Whether the decoder's position bias tells keys behind a query apart.
+
+        Only where some are visible. Source: Mesh TensorFlow's `compute_bias`; t5x differs in its prefix LM.
+        """
+        return self.arch.structure == "prefix_lm"
 
     def encode(self, tokens: Array, segments: Array | None = None, key: Array | None = None) -> Array:
         """Encodes input tokens.
@@ -134,32 +152,35 @@ class T5(nnx.Module):
         Returns:
           [B, S, D] in the compute type.
         """
-        stack, length = self.encoder, tokens.shape[1]
+        stack, length = self.decoder if self.arch.structure == "shared" else self.encoder, tokens.shape[1]
         start, end, loop = _keys(key, 3)
         with jax.named_scope("encoder"):
             x = dropout(self.token_embedder(tokens), self.arch.dropout_rate, start, broadcast=(-2,))
-            bias = stack.relpos_bias(length, length)
+            bias = stack.bias(length, length, bidirectional=True)
             mask = visible(tokens) if segments is None else same_segment(segments, segments)
+
+            def step(layer, x, k):
+                return layer(x, layer.own_attention.keys_values, bias(layer), mask, key=k), None
+
             keys = None if loop is None else jax.random.split(loop, stack.count)
-            x, _ = stack.over_layers(lambda layer, x, k: (layer(x, bias, mask, k), None), x, keys)
+            x, _ = stack.over_layers(step, x, keys)
             return stack.finish(x, end, broadcast=())
 
     def decode(
         self,
         inputs: Array,
-        encoded: Array,
-        encoder_tokens: Array,
-        segments: Array | None = None,
-        encoder_segments: Array | None = None,
+        mask: Array,
+        encoded: Array | None = None,
+        cross_mask: Array | None = None,
         key: Array | None = None,
     ) -> Array:
         """Teacher-forced decoding of all positions at once.
 
         Args:
           inputs: [B, T] target ids shifted right, 0 first.
-          encoded: [B, S, D] from `encode`.
-          encoder_tokens: [B, S] ids that were encoded, to hide their padding.
-          segments, encoder_segments: [B, T] and [B, S] ids of packed examples, or None.
+          mask: [B, 1, T, T] or broadcasting to it, which positions see which.
+          encoded: [B, S, D] from `encode`; None where there is no encoder.
+          cross_mask: [B, 1, T, S] or broadcasting to it, which positions see which of `encoded`.
           key: PRNG key for dropout, or None.
 
         Returns:
@@ -169,18 +190,12 @@ class T5(nnx.Module):
         start, end, loop = _keys(key, 3)
         with jax.named_scope("decoder"):
             x = dropout(self.token_embedder(inputs), self.arch.dropout_rate, start, broadcast=(-2,))
-            bias = stack.relpos_bias(length, length)
-            self_mask = causal(length)
-            if segments is None:
-                cross_mask = visible(encoder_tokens)
-            else:
-                self_mask = self_mask & same_segment(segments, segments)
-                cross_mask = same_segment(segments, encoder_segments)
+            bias = stack.bias(length, length, self.decoder_bidirectional)
 
             def step(layer, x, k):
-                cross = layer.encoder_decoder_attention.keys_values
-                own = layer.self_attention.keys_values
-                return layer(x, own, lambda: cross(encoded), bias, self_mask, cross_mask, k), None
+                cross = None if encoded is None else lambda: layer.encoder_decoder_attention.keys_values(encoded)
+                own = layer.own_attention.keys_values
+                return layer(x, own, bias(layer), mask, cross, cross_mask, k), None
 
             keys = None if loop is None else jax.random.split(loop, stack.count)
             x, _ = stack.over_layers(step, x, keys)
@@ -192,12 +207,27 @@ class T5(nnx.Module):
             return self.token_embedder.attend(x) if self.arch.tied_head else self.decoder.logits_dense(x)
 
     def __call__(self, batch: dict[str, Array], key: Array | None = None) -> Array:
-        """Logits [B, T, V] for a batch of `encoder_input_tokens` and `decoder_input_tokens` (packed or not)."""
+        """Logits [B, T, V] for a batch, packed or not.
+
+        Args:
+          batch: `decoder_input_tokens` [B, T]; `encoder_input_tokens` [B, S] where there is an encoder, or for a
+            prefix LM `decoder_causal_attention` [B, T], 1 where a position belongs to the prefix, which sees itself
+            whole; the segment ids of both stacks where rows are packed.
+          key: PRNG key for dropout, or None.
+        """
         encoder_key, decoder_key = _keys(key, 2)
-        segments, encoder_segments = batch.get("decoder_segment_ids"), batch.get("encoder_segment_ids")
-        tokens = batch["encoder_input_tokens"]
+        inputs, segments = batch["decoder_input_tokens"], batch.get("decoder_segment_ids")
+        mask = causal(inputs.shape[1])
+        if self.arch.structure == "prefix_lm":
+            mask = mask | prefix(batch["decoder_causal_attention"])
+        if segments is not None:
+            mask = mask & same_segment(segments, segments)
+        if self.arch.decoder_only:
+            return self.decode(inputs, mask, key=decoder_key)
+        tokens, encoder_segments = batch["encoder_input_tokens"], batch.get("encoder_segment_ids")
         encoded = self.encode(tokens, encoder_segments, encoder_key)
-        return self.decode(batch["decoder_input_tokens"], encoded, tokens, segments, encoder_segments, decoder_key)
+        cross_mask = visible(tokens) if segments is None else same_segment(segments, encoder_segments)
+        return self.decode(inputs, mask, encoded, cross_mask, decoder_key)
 
 
 def visible(keys: Array) -> Array:
@@ -208,6 +238,11 @@ def visible(keys: Array) -> Array:
 def same_segment(queries: Array, keys: Array) -> Array:
     """[B, 1, Q, K] mask of pairs within one packed example; padding (segment 0) sees nothing."""
     return ((queries[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None, :])[:, None]
+
+
+def prefix(is_prefix: Array) -> Array:
+    """[B, 1, Q, K] mask of pairs that both belong to the prefix."""
+    return ((is_prefix[:, :, None] > 0) & (is_prefix[:, None, :] > 0))[:, None]
 
 
 def causal(length: int) -> Array:
