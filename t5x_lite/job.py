@@ -6,7 +6,8 @@ upper-case macro of the same meaning in gin/runs/*.gin.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import optax
 
@@ -54,6 +55,9 @@ class Job:
       seed: of parameters, dropout and data order (RANDOM_SEED).
       dropout_rate: takes the place of the architecture's; None: leaves it (DROPOUT_RATE).
       z_loss: weight of the squared log-normaliser of the softmax.
+      trainable: regular expressions; parameters with one of them in their path are trained, the others stay as they
+        are. None: all are trained (TRAINABLE).
+      loss_on_inputs: a decoder alone learns to predict its inputs too, and not its targets alone (LOSS_ON_INPUTS).
       label_smoothing: probability mass spread over the other tokens.
       loss_normalizing_factor: divisor of the summed loss; None: the number of target tokens
         (LOSS_NORMALIZING_FACTOR).
@@ -90,6 +94,8 @@ class Job:
     initial_checkpoint: str | None = None
     initial_optimizer_state: bool = True
     seed: int = 0
+    trainable: Sequence[str] | None = None
+    loss_on_inputs: bool = False
     dropout_rate: dataclasses.InitVar[float | None] = None
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
@@ -127,7 +133,7 @@ class Job:
         for name, macro in _TEXTS.items():
             value = getattr(self, name)
             _check(macro, value, value is None or (isinstance(value, str) and value), "a text that is not empty")
-        for name in ("use_cached_tasks", "mixture_fixed_weights", "pack", "initial_optimizer_state"):
+        for name in ("use_cached_tasks", "mixture_fixed_weights", "pack", "initial_optimizer_state", "loss_on_inputs"):
             value = getattr(self, name)
             _check(name.upper(), value, isinstance(value, bool), "True or False")
         for name in ("mixture_maximum", "mixture_temperature", "mixture_unsupervised_rate"):
@@ -144,11 +150,18 @@ class Job:
             divisor is None or (_is_number(divisor) and divisor > 0),
             "a number above 0, or None for the number of target tokens",
         )
+        if self.loss_on_inputs and not self.model.decoder_only:
+            raise UserError(
+                "LOSS_ON_INPUTS is True",
+                f"a model of the structure {self.model.structure} does not predict its inputs",
+                "leave it out, or take a decoder alone: --gin.architecture.Architecture.structure=language_model",
+            )
+        _check_patterns(self.trainable)
         lengths = self.feature_lengths
         if not isinstance(lengths, Mapping) or set(lengths) != {"inputs", "targets"}:
             raise UserError(
                 f"TASK_FEATURE_LENGTHS is {lengths!r}",
-                "an encoder-decoder has the features inputs and targets",
+                "a text-to-text model has the features inputs and targets",
                 "Set --gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 114}\"",
             )
         for feature, length in lengths.items():
@@ -218,6 +231,24 @@ _TEXTS = {
 def _check(macro: str, value, right, expected: str) -> None:
     if not right:
         raise UserError(f"{macro} is {value!r}", f"it must be {expected}", f"Correct --gin.{macro}")
+
+
+def _check_patterns(patterns) -> None:
+    right = patterns is None or (isinstance(patterns, list | tuple) and patterns)
+    if right and all(isinstance(p, str) for p in patterns or ()):
+        try:
+            for pattern in patterns or ():
+                re.compile(pattern)
+            return
+        except re.error as error:
+            raise UserError(
+                f"TRAINABLE has {pattern!r}", f"it is no regular expression: {error}", "Correct --gin.TRAINABLE"
+            ) from None
+    raise UserError(
+        f"TRAINABLE is {patterns!r}",
+        "it must be a list of regular expressions, or None for all parameters",
+        "write for example --gin.TRAINABLE=\"['adapter', 'norm']\"",
+    )
 
 
 def _is_number(value) -> bool:

@@ -1,19 +1,21 @@
 """A job laid out on a mesh, before any array exists: shapes, shardings and the functions to compile."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.data import batches, packing
+from t5x_lite.errors import UserError
 from t5x_lite.job import Job
 from t5x_lite.model import decoding, loss, network
 from t5x_lite.parallel import partition
-from t5x_lite.train import optimizer, step
+from t5x_lite.train import optimizer, step, trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Program:
       graphdef: for `nnx.merge` with the parameters.
       params: ShapeDtypeStructs with shardings.
       state: the same for the whole training state.
-      tx: the optimizer over stacked layers.
+      tx: the optimizer over stacked layers, of the parameters that are trained.
+      trained: True or False for each parameter.
+      convert: what the model reads, from inputs and targets.
     """
 
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -35,6 +39,8 @@ class Program:
     params: dict
     state: dict
     tx: optax.GradientTransformation
+    trained: dict
+    convert: packing.Convert
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -46,7 +52,7 @@ def lay_out(job: Job, mesh) -> Program:
     """Shapes and shardings of a job on a mesh, which must be the current one (`jax.set_mesh`).
 
     Raises:
-      UserError: a logical axis does not divide over the mesh.
+      UserError: a logical axis does not divide over the mesh, or TRAINABLE fits no parameter.
     """
     rules = job.partition.table()
     # Kernels join heads with their width, which may divide where the heads themselves do not.
@@ -54,9 +60,17 @@ def lay_out(job: Job, mesh) -> Program:
     graphdef, shapes, axes = network.split(job.model, rules)
     shardings = partition.shardings(mesh, rules, shapes, axes)
     params = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-    tx = optimizer.over_layers(job.optimizer, axes)
-    state = jax.tree.map(partial(_placed, mesh), jax.eval_shape(partial(step.initial_state, tx=tx), params))
-    return Program(mesh, rules, graphdef, params, state, tx)
+    trained = trainable.matching(axes, job.trainable)
+    tx = optimizer.over_layers(job.optimizer, trainable.only(trained, axes))
+    begin = partial(step.initial_state, tx=tx, trained=trained)
+    state = jax.tree.map(partial(_placed, mesh), jax.eval_shape(begin, params))
+    return Program(mesh, rules, graphdef, params, state, tx, trained, _converter(job))
+
+
+def _converter(job: Job) -> packing.Convert:
+    if not job.model.decoder_only:
+        return packing.encoder_decoder
+    return partial(packing.decoder_only, prefix=job.model.structure == "prefix_lm", loss_on_inputs=job.loss_on_inputs)
 
 
 def _placed(mesh, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -75,7 +89,7 @@ def abstract_batch(job: Job, program: Program) -> dict[str, jax.ShapeDtypeStruct
     batches.check_batch(job.batch_size, job.data_shards, job.microbatches, parts)
     return {
         name: jax.ShapeDtypeStruct((job.batch_size, length), dtype, sharding=program.batch_sharding)
-        for name, (length, dtype) in packing.feature_types(job.feature_lengths, job.pack).items()
+        for name, (length, dtype) in packing.feature_types(job.feature_lengths, job.pack, program.convert).items()
     }
 
 
@@ -98,16 +112,32 @@ def init_params(job: Job, program: Program) -> Callable[[jax.Array], dict]:
     return jax.jit(partial(network.init, job.model, program.rules), out_shardings=shardings)
 
 
+def init_adapters(job: Job, program: Program) -> Callable[[jax.Array], dict]:
+    """key -> freshly drawn adapters alone, for a checkpoint that has none."""
+    shardings = jax.tree.map(lambda s: s.sharding, network.split_adapters(program.params)[1])
+
+    def draw(key):
+        return network.split_adapters(network.init(job.model, program.rules, key))[1]
+
+    return jax.jit(draw, out_shardings=shardings)
+
+
 def init_state(program: Program) -> Callable[[dict], dict]:
     """params -> the training state at step 0."""
-    return jax.jit(partial(step.initial_state, tx=program.tx))
+    return jax.jit(partial(step.initial_state, tx=program.tx, trained=program.trained))
 
 
 def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict, dict]]:
     """(state, batch) -> (state, metrics), with the state donated."""
     loss_fn = partial(loss.batch_loss, program.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
     function = step.make_train_step(
-        loss_fn, program.tx, job.learning_rate, job.seed, job.microbatches, job.loss_normalizing_factor
+        loss_fn,
+        program.tx,
+        job.learning_rate,
+        job.seed,
+        job.microbatches,
+        job.loss_normalizing_factor,
+        program.trained,
     )
     return jax.jit(function, donate_argnums=0, compiler_options=_compiler_options(program.mesh))
 
@@ -120,6 +150,57 @@ def eval_step(program: Program) -> Callable[[dict, dict], dict]:
 def score_step(program: Program) -> Callable[[dict, dict], tuple[jax.Array, jax.Array]]:
     """(params, batch) -> log-probability of each target token, and whether it is the most probable."""
     return jax.jit(partial(loss.token_scores, program.graphdef))
+
+
+def ensemble_score_step(
+    programs: Sequence[Program],
+) -> Callable[[tuple[dict, ...], dict], tuple[jax.Array, jax.Array]]:
+    """(params of each program, batch) -> as `score_step`, by the mean of their logits."""
+    graphdefs = [program.graphdef for program in programs]
+    return jax.jit(partial(_ensemble_scores, graphdefs), compiler_options=_compiler_options(programs[0].mesh))
+
+
+def ensemble_eval_step(programs: Sequence[Program]) -> Callable[[tuple[dict, ...], dict], dict]:
+    """(params of each program, batch) -> sums of loss, correct tokens and weight, by the mean of their logits."""
+    graphdefs = [program.graphdef for program in programs]
+
+    def sums(params, batch):
+        log_probabilities, correct = _ensemble_scores(graphdefs, params, batch)
+        weights = batch["decoder_loss_weights"]
+        return {"loss": -jnp.sum(log_probabilities), "correct": jnp.sum(correct), "weight": jnp.sum(weights)}
+
+    return jax.jit(sums, compiler_options=_compiler_options(programs[0].mesh))
+
+
+def _ensemble_scores(graphdefs: Sequence[nnx.GraphDef], params: tuple[dict, ...], batch: dict[str, jax.Array]):
+    logits = [nnx.merge(graphdef, own)(batch) for graphdef, own in zip(graphdefs, params, strict=True)]
+    mean = sum(logits[1:], start=logits[0]) / len(logits)
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    nats, _ = loss.cross_entropy(mean, targets)
+    return -nats * weights, (jnp.argmax(mean, axis=-1) == targets) & (weights > 0)
+
+
+def generate_step(
+    programs: Sequence[Program], strategy: decoding.Strategy, length: int, eos: int, seed: int = 0
+) -> Callable[[tuple[dict, ...], jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """(params of each program, inputs [B, S], row ids [B]) -> ids [B, N, T], scores [B, N], log-probabilities [B, N].
+
+    See `decoding.generate`. Several programs are an ensemble.
+
+    Raises:
+      UserError: the members of the ensemble have different vocabularies.
+    """
+    sizes = [program.params["token_embedder"]["embedding"].shape[0] for program in programs]
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f"the members of the ensemble have vocabularies of {', '.join(map(str, sizes))} ids",
+            "the mean of their logits is taken, id by id",
+            "give --checkpoint models of one vocabulary",
+        )
+    function = partial(
+        decoding.generate, [p.graphdef for p in programs], strategy=strategy, length=length, eos=eos, seed=seed
+    )
+    return jax.jit(function, compiler_options=_compiler_options(programs[0].mesh))
 
 
 def greedy_step(program: Program, length: int, eos: int) -> Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]:

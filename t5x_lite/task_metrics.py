@@ -97,7 +97,7 @@ class TaskMetrics:
         check(task)
         self._task, self._split, self._job, self._explain, self._num_examples = task, split, job, explain, num_examples
         self._kinds = {metric.model_output_type for metric in task.metric_objs}
-        self._sharding, self._rows = program.batch_sharding, rows
+        self._sharding, self._rows, self._convert = program.batch_sharding, rows, program.convert
         self._vocabulary = task.output_features["targets"].vocabulary
         self._decode = greedy_step(program, job.feature_lengths["targets"], self._vocabulary.eos_id)
         self._score = score_step(program)
@@ -184,7 +184,7 @@ class TaskMetrics:
         """Log-probability of the targets of each example [N]."""
         done = []
         for group in groups:
-            batch = pairs_batch([(e["inputs"], e["targets"]) for e in group], self._rows)
+            batch = pairs_batch([(e["inputs"], e["targets"]) for e in group], self._rows, self._convert)
             by_token, _ = jax.device_get(self._score(params, {name: self._place(a) for name, a in batch.items()}))
             done.append(by_token[: len(group)].sum(axis=-1))
         return np.concatenate(done)

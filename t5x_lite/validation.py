@@ -71,7 +71,7 @@ def evaluator(
             task, _SPLIT, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
         ):
             rows = batching.eval_batches(
-                stream, job.feature_lengths, job.batch_size, job.pack, job.eval_batches, (host, hosts)
+                stream, job.feature_lengths, job.batch_size, job.pack, program.convert, job.eval_batches, (host, hosts)
             )
             rows = itertools.takewhile(lambda _: not cut_off(), rows)
             result = evaluation.teacher_forced(sums_of, params, map(place, rows))

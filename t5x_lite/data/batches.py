@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from t5x_lite.data.packing import encoder_decoder, fill
+from t5x_lite.data.packing import Convert, fill
 from t5x_lite.data.streams import Stream
 from t5x_lite.errors import UserError
 
@@ -86,6 +86,7 @@ class TrainBatches:
       lengths: tokens of each feature in a row.
       rows: rows that each shard gives to a batch.
       pack: rows may hold several examples.
+      convert: what the model reads, from inputs and targets.
       place: puts this host's rows onto the devices.
       first_step: the step that the first batch trains.
       last_step: the step after which no batch is needed.
@@ -99,13 +100,15 @@ class TrainBatches:
         lengths: Mapping[str, int],
         rows: int,
         pack: bool,
+        convert: Convert,
         place: Callable[[Mapping[str, np.ndarray]], Batch],
         first_step: int,
         last_step: int,
         snapshot_after: Callable[[int], bool],
     ):
         self._streams, self._restore = streams, restore
-        self._lengths, self._rows, self._pack, self._place = lengths, rows, pack, place
+        self._lengths, self._rows, self._pack = lengths, rows, pack
+        self._convert, self._place = convert, place
         self._steps, self._snapshot_after = range(first_step + 1, last_step + 1), snapshot_after
         self._queue: queue.Queue = queue.Queue(maxsize=_AHEAD)
         self._first: list = []  # the first item, once it has been waited for
@@ -127,7 +130,7 @@ class TrainBatches:
                     self._queue.put((None, {s: streams[s].position() for s in streams}))
                     break
                 rows = [row for shard in sorted(streams) for row in self._take(streams[shard], shard)]
-                batch = self._place(encoder_decoder(fill(rows, self._lengths), self._pack))
+                batch = self._place(self._convert(fill(rows, self._lengths), self._pack))
                 snapshot = {s: streams[s].position() for s in streams} if self._snapshot_after(done) else None
                 self._queue.put((batch, snapshot))
             self._queue.put(None)
@@ -178,7 +181,13 @@ class TrainBatches:
 
 
 def eval_batches(
-    stream: Stream, lengths: Mapping[str, int], batch_size: int, pack: bool, limit: int | None, parts: Sequence[int]
+    stream: Stream,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    pack: bool,
+    convert: Convert,
+    limit: int | None,
+    parts: Sequence[int],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one pass over a stream, the last one filled up with empty rows of weight 0.
 
@@ -189,6 +198,7 @@ def eval_batches(
       lengths: tokens of each feature in a row.
       batch_size: rows of a global batch.
       pack: rows may hold several examples.
+      convert: what the model reads, from inputs and targets.
       limit: most batches; None: all.
       parts: (index of this host, number of hosts).
     """
@@ -200,5 +210,5 @@ def eval_batches(
         if not rows:
             return
         rows += [[]] * (batch_size - len(rows))
-        yield encoder_decoder(fill(rows[host * each : (host + 1) * each], lengths), pack)
+        yield convert(fill(rows[host * each : (host + 1) * each], lengths), pack)
         number += 1

@@ -6,11 +6,12 @@ the fullest goes. Deterministic, and the open rows are part of a data position.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 Example = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 # More open rows fill better; examples wait longer to appear, and a position grows.
 OPEN_ROWS = 16
@@ -91,21 +92,23 @@ def fill(rows: list[list[Example]], lengths: Mapping[str, int]) -> dict[str, np.
     return arrays
 
 
-def encoder_decoder(arrays: dict[str, np.ndarray], packed: bool) -> dict[str, np.ndarray]:
-    """The model's features from `fill`ed inputs and targets, by the names of seqio's EncDecFeatureConverter.
+# (`fill`ed inputs and targets with their segment ids, whether rows are packed) -> the features that a model reads.
+Convert = Callable[[Arrays, bool], Arrays]
+
+
+def encoder_decoder(arrays: Arrays, packed: bool) -> Arrays:
+    """The features of an encoder-decoder, by the names of seqio's EncDecFeatureConverter.
 
     Decoder inputs are the targets shifted right by one within each example, starting from 0.
 
     Args:
-      arrays: `inputs`, `targets` and their segment ids.
+      arrays: `inputs` [rows, S], `targets` [rows, T] and their segment ids.
       packed: False leaves the segment ids out: attention then only hides padding.
     """
     targets, segments = arrays["targets"], arrays["targets_segment_ids"]
-    shifted = np.zeros_like(targets)
-    shifted[:, 1:] = np.where(segments[:, 1:] == segments[:, :-1], targets[:, :-1], 0)
     features = {
         "encoder_input_tokens": arrays["inputs"],
-        "decoder_input_tokens": shifted,
+        "decoder_input_tokens": _shifted(targets, segments),
         "decoder_target_tokens": targets,
         "decoder_loss_weights": (segments > 0).astype(np.float32),
     }
@@ -115,7 +118,50 @@ def encoder_decoder(arrays: dict[str, np.ndarray], packed: bool) -> dict[str, np
     return features
 
 
-def feature_types(lengths: Mapping[str, int], packed: bool) -> dict[str, tuple[int, type]]:
-    """Row length and type of each feature that `encoder_decoder` makes, without any data."""
+def decoder_only(arrays: Arrays, packed: bool, prefix: bool, loss_on_inputs: bool = False) -> Arrays:
+    """The features of a decoder alone, by the names of seqio's PrefixLMFeatureConverter.
+
+    The inputs and targets of an example become one sequence, in rows as long as both features together.
+
+    Args:
+      arrays: `inputs` [rows, S], `targets` [rows, T] and their segment ids.
+      packed: False leaves the segment ids out.
+      prefix: with `decoder_causal_attention`, 1 where a position reads what comes before the first target: one more
+        than there are inputs, for the first position reads the start of the sequence.
+      loss_on_inputs: inputs are predicted too, and not targets alone.
+    """
+    lengths = [arrays[name].shape[1] for name in ("inputs", "targets")]
+    tokens = np.concatenate([arrays["inputs"], arrays["targets"]], axis=1)
+    segments = np.concatenate([arrays["inputs_segment_ids"], arrays["targets_segment_ids"]], axis=1)
+    is_target = np.broadcast_to(np.repeat([False, True], lengths), tokens.shape)
+    # Example by example, its inputs before its targets, and padding behind everything.
+    place = np.where(segments > 0, 2 * segments + is_target, 2 * (tokens.shape[1] + 1))
+    order = np.argsort(place, axis=1, kind="stable")
+    tokens, segments, is_target = (np.take_along_axis(a, order, axis=1) for a in (tokens, segments, is_target))
+    is_target = is_target & (segments > 0)
+    features = {
+        "decoder_input_tokens": _shifted(tokens, segments),
+        "decoder_target_tokens": tokens,
+        "decoder_loss_weights": (segments > 0 if loss_on_inputs else is_target).astype(np.float32),
+    }
+    if prefix:
+        # A position reads the token before it: one of the inputs, or, where an example begins, the start.
+        reads_target = np.zeros_like(is_target)
+        reads_target[:, 1:] = is_target[:, :-1] & (segments[:, 1:] == segments[:, :-1])
+        features["decoder_causal_attention"] = ((segments > 0) & ~reads_target).astype(np.int32)
+    if packed:
+        features["decoder_segment_ids"] = segments
+    return features
+
+
+def _shifted(tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Each example of each row moved right by one, 0 at its start."""
+    shifted = np.zeros_like(tokens)
+    shifted[:, 1:] = np.where(segments[:, 1:] == segments[:, :-1], tokens[:, :-1], 0)
+    return shifted
+
+
+def feature_types(lengths: Mapping[str, int], packed: bool, convert: Convert) -> dict[str, tuple[int, type]]:
+    """Row length and type of each feature that `convert` makes, without any data."""
     empty = fill([], lengths)
-    return {name: (array.shape[1], array.dtype.type) for name, array in encoder_decoder(empty, packed).items()}
+    return {name: (array.shape[1], array.dtype.type) for name, array in convert(empty, packed).items()}

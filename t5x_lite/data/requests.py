@@ -1,62 +1,174 @@
-"""Requests to a trained model: read from a file, and as padded batches of few different shapes."""
+"""Requests to a trained model: the records of a file, checked in one pass and then read as they are needed."""
 
+import dataclasses
+import functools
+import gzip
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from t5x_lite.data.packing import encoder_decoder, fill
 from t5x_lite.errors import UserError
 
 
-def read_inputs(path: str) -> list[str]:
-    """The inputs of a file: the field `inputs` of .jsonl lines, else lines of text.
+class Request:
+    """A record and the ids of its texts, which are made when they are first asked for.
+
+    Args:
+      record: has text in `inputs`, and in `targets` where those are asked for.
+      encode: text -> ids, end token included.
+    """
+
+    def __init__(self, record: dict, encode: Callable[[str], list[int]]):
+        self.record, self._encode = record, encode
+
+    @functools.cached_property
+    def inputs(self) -> list[int]:
+        return self._encode(self.record["inputs"])
+
+    @functools.cached_property
+    def targets(self) -> list[int]:
+        return self._encode(self.record["targets"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """The records of a file, read anew each time they are iterated over; memory holds one at a time.
+
+    Args:
+      path: of the file, as the user named it.
+      required: the fields that every record has, with text in them.
+      count: how many records there are.
+      names: every field that a record has.
+      digest: of all lines: files of the same content have the same.
+      copy: of what could be read once only, such as a pipe.
+    """
+
+    path: str
+    required: tuple[str, ...]
+    count: int
+    names: frozenset[str]
+    digest: str
+    copy: object = None
+
+    def __iter__(self) -> Iterator[dict]:
+        return (record for record, _ in _records(self.path, self.copy, self.required))
+
+    def __str__(self) -> str:
+        return f"{self.count:,} records of digest {self.digest}"
+
+
+def survey(path: str, required: tuple[str, ...]) -> Requests:
+    """Reads a file to its end and keeps none of it.
+
+    What a line is follows from the name, .gz aside: `.jsonl` (or `.json`) an object, of which every field is kept;
+    `.tsv` inputs and, behind a tab, targets; any other an input.
+
+    Args:
+      path: of a file or pipe of this machine.
+      required: fields that must be there.
 
     Raises:
-      UserError: the file is missing or empty, or a line has no `inputs`.
+      UserError: it cannot be read, is empty, or has a line that is no such record; the line is named.
     """
-    if path.endswith(".jsonl"):
-        return [record["inputs"] for record in read_records(path, ("inputs",))]
-    lines = _lines(path)
-    if not lines:
-        raise UserError(f"--input={path} is empty", "there is nothing to complete", "give a file with a line an input")
-    return lines
+    copy = _copied(path)
+    digest, names, count = hashlib.blake2b(digest_size=16), set(), 0
+    for record, line in _records(path, copy, required):
+        digest.update(line)
+        names |= record.keys()
+        count += 1
+    if not count:
+        raise UserError(f"--input={path} is empty", "it holds no record", f"give a file with {_wanted(required)}")
+    return Requests(path, required, count, frozenset(names), digest.hexdigest(), copy)
 
 
-def read_records(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The records of a JSONL file, each with text in all `fields`.
+def _wanted(required: tuple[str, ...]) -> str:
+    return " and ".join(required)
 
-    Raises:
-      UserError: naming the line that is none.
-    """
-    records = []
-    wanted = " and ".join(fields)
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, parse_constant=_refuse_constant)
-        except ValueError as error:
-            raise UserError(f"line {number} of {path} is not JSON", str(error), "correct that line") from error
-        if not isinstance(record, dict) or not all(isinstance(record.get(f), str) for f in fields):
-            raise UserError(
-                f"line {number} of {path} is {line[:80]}",
-                f"it must be an object with text in {wanted}",
-                "correct that line",
-            )
-        for field in fields:
-            if any("\ud800" <= character <= "\udfff" for character in record[field]):
+
+def _copied(path: str):
+    """A copy of what can be read once only; None for a file."""
+    if "://" in path:
+        raise UserError(
+            f"--input={path} is not on this machine",
+            "requests are read from a local file",
+            "copy it, as with gcloud storage cp, and name the copy with --input",
+        )
+    if os.path.isfile(path) or not os.path.exists(path) or os.path.isdir(path):
+        return None  # a file, or an error when it is opened
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 (it lives as long as the requests)
+    with open(path, "rb") as pipe:
+        shutil.copyfileobj(pipe, copy)
+    copy.flush()
+    return copy
+
+
+def _records(path: str, copy, required: tuple[str, ...]) -> Iterator[tuple[dict, bytes]]:
+    """Each record and its line."""
+    name = path.removesuffix(".gz")
+    parse = _of_json if name.endswith((".jsonl", ".json")) else _of_columns if name.endswith(".tsv") else _of_text
+    opened = gzip.open if path.endswith(".gz") else open
+    try:
+        with opened(copy.name if copy else path, "rb") as file:
+            # A line ends at \n alone: a text may hold other line separators of Unicode.
+            for number, line in enumerate(file, start=1):
+                text = _text(path, number, line)
+                if parse is _of_json and not text.strip():
+                    continue
+                record = parse(path, number, text)
+                if missing := [f for f in required if not isinstance(record.get(f), str)]:
+                    raise _no_record(path, number, text, required, missing[0], parse)
+                yield record, line
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"--input={path} cannot be read", why, "correct --input") from error
+
+
+def _text(path: str, number: int, line: bytes) -> str:
+    try:
+        text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(f"line {number} of {path} is no UTF-8", str(error), "correct that line") from None
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _of_text(path: str, number: int, text: str) -> dict:
+    return {"inputs": text}
+
+
+def _of_columns(path: str, number: int, text: str) -> dict:
+    columns = text.split("\t")
+    if len(columns) > 2:
+        raise UserError(
+            f"line {number} of {path} has {len(columns)} columns",
+            "they are inputs, and targets where there are any",
+            "take the others out, or write .jsonl, whose other fields are copied through",
+        )
+    return dict(zip(("inputs", "targets"), columns))
+
+
+def _of_json(path: str, number: int, text: str) -> dict:
+    try:
+        record = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"line {number} of {path} is not JSON", str(error), "correct that line") from None
+    if not isinstance(record, dict):
+        return {}
+    if "\\u" in text:
+        for name, value in record.items():
+            try:
+                json.dumps({name: value}, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
                 raise UserError(
-                    f"line {number} of {path} has half a character in {field}",
+                    f"line {number} of {path} has half a character in {name}",
                     "an escape of its JSON is one of a pair (\\ud800 to \\udfff) without the other",
                     "correct that line",
-                )
-        records.append(record)
-    if not records:
-        raise UserError(f"--input={path} is empty", "it holds no record", f"give a JSONL file with {wanted}")
-    return records
+                ) from None
+    return record
 
 
 def _refuse_constant(name: str):
@@ -64,47 +176,17 @@ def _refuse_constant(name: str):
     raise ValueError(f"{name} is no JSON")
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-        # Not splitlines: a text may hold other line separators of Unicode.
-        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input={path} cannot be read", str(error), "correct --input") from error
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
-def bucket(length: int, least: int = 16) -> int:
-    """The padded length of a sequence: the next power of two, so that few programs are compiled."""
-    return max(least, 1 << (length - 1).bit_length())
-
-
-def grouped(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of `size` items in order, the last one shorter."""
-    items = iter(items)
-    while group := list(islice(items, size)):
-        yield group
-
-
-def inputs_batch(sequences: Sequence[Sequence[int]], rows: int) -> np.ndarray:
-    """int32 [rows, L] of input ids, padded with 0 to a bucketed length and with empty rows."""
-    length = bucket(max(map(len, sequences)))
-    batch = np.zeros((rows, length), np.int32)
-    for row, sequence in enumerate(sequences):
-        batch[row, : len(sequence)] = sequence
-    return batch
-
-
-def pairs_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int) -> dict[str, np.ndarray]:
-    """The model's features for (input ids, target ids), a pair a row, padded as `inputs_batch`."""
-    lengths = {
-        "inputs": bucket(max(len(inputs) for inputs, _ in pairs)),
-        "targets": bucket(max(len(targets) for _, targets in pairs)),
-    }
-    examples = [[{"inputs": np.asarray(i, np.int32), "targets": np.asarray(t, np.int32)}] for i, t in pairs]
-    return encoder_decoder(fill(examples + [[]] * (rows - len(examples)), lengths), packed=False)
-
-
-def until_end(ids: np.ndarray, eos: int) -> list[int]:
-    """Decoded ids up to the end token, without it."""
-    ends = np.flatnonzero(ids == eos)
-    return ids[: ends[0] if len(ends) else None].tolist()
+def _no_record(path: str, number: int, text: str, required: tuple[str, ...], missing: str, parse) -> UserError:
+    if parse is _of_json:
+        must, fix = f"it must be an object with text in {_wanted(required)}", "correct that line"
+    elif parse is _of_columns:
+        must, fix = f"it has no {missing}: a line is inputs, a tab, targets", "correct that line"
+    else:
+        must, fix = f"a line of text has no {missing}", "give .tsv (inputs, a tab, targets) or .jsonl with these fields"
+    return UserError(f"line {number} of {path} is {text[:80]}", must, fix)

@@ -12,15 +12,21 @@ from t5x_lite.model.architecture import Architecture
 def forward(arch: Architecture, inputs: int, targets: int) -> int:
     """Operations of one row of `inputs` input and `targets` target tokens, forward only."""
     width = arch.num_heads * arch.head_dim
-    mlp = arch.embed_dim * arch.mlp_dim * (len(arch.mlp_activations) + 1)
     projection = arch.embed_dim * width
+    mlp = arch.embed_dim * arch.mlp_dim * (len(arch.mlp_activations) + 1)
+    adapter = 2 * arch.embed_dim * arch.adapter_dim
+    own = 4 * projection + mlp + adapter  # of a token in a layer
 
     def attention(queries: int, keys: int) -> int:
         return 2 * queries * keys * width
 
-    encoder = inputs * (4 * projection + mlp) + attention(inputs, inputs)
+    if arch.decoder_only:
+        length = inputs + targets
+        layer = length * own + attention(length, length)
+        return 2 * (arch.decoder_layers * layer + length * arch.embed_dim * arch.vocab_size)
+    encoder = inputs * own + attention(inputs, inputs)
     decoder = (
-        targets * (4 * projection + 2 * projection + mlp)
+        targets * (own + 2 * projection)
         + inputs * 2 * projection
         + attention(targets, targets)
         + attention(targets, inputs)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.model.attention import Attention, RelativeBias
@@ -264,6 +265,18 @@ def split(arch: Architecture, rules: Rules) -> tuple[nnx.GraphDef, dict, dict]:
         lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), state, is_leaf=lambda x: isinstance(x, nnx.Variable)
     )
     return graphdef, nnx.to_pure_dict(shapes), nnx.to_pure_dict(axes)
+
+
+def split_adapters(tree: dict) -> tuple[dict, dict]:
+    """A tree of parameters (or of anything for each of them) as two: all but the adapters, and the adapters."""
+    flat = flatten_dict(tree)
+    others, adapters = ({p: x for p, x in flat.items() if ("adapter" in p) == is_adapter} for is_adapter in (0, 1))
+    return unflatten_dict(others), unflatten_dict(adapters)
+
+
+def with_adapters(others: dict, adapters: dict) -> dict:
+    """The tree that `split_adapters` took apart."""
+    return unflatten_dict(flatten_dict(others) | flatten_dict(adapters))
 
 
 def init(arch: Architecture, rules: Rules, key: Array) -> dict:

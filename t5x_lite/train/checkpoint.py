@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite.errors import UserError
+from t5x_lite.train import metrics, results
 
 FOLDER = "checkpoints"
 
@@ -225,10 +226,10 @@ def save_params(model_dir: str, step: int, params: dict) -> None:
         checkpoints.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
 
 
-def entries(directory: epath.Path) -> set[str]:
-    """What the state of a checkpoint holds: `params`, `step`, and `opt_state` unless it was converted."""
+def contents(directory: epath.Path) -> dict:
+    """What the state of a checkpoint holds, as a tree of metadata: `params`, `step`, and mostly `opt_state`."""
     with _reader() as reader:
-        return set(reader.metadata(directory).item_metadata["state"].tree)
+        return reader.metadata(directory).item_metadata["state"].tree
 
 
 def steps(model_dir: str) -> list[int]:
@@ -240,10 +241,12 @@ def steps(model_dir: str) -> list[int]:
 
 
 def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
-    """The model directory and step that `DIR`, `DIR@latest`, `DIR@STEP` or `DIR/checkpoints/STEP` means.
+    """The model directory and step that `DIR`, `DIR@latest`, `DIR@best`, `DIR@STEP` or `DIR/checkpoints/STEP` means.
+
+    The best step is that of the best mean over the tasks in DIR/eval/results.jsonl, see results.py.
 
     Raises:
-      UserError: it is no model directory, or has no such step.
+      UserError: it is no model directory, or has no such step, or none of its steps has been evaluated.
     """
     name, at, which = reference.rpartition("@")
     directory = _absolute(name if at else reference)
@@ -268,6 +271,8 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
         )
     if which == "latest":
         return directory, found[-1]
+    if which == "best":
+        return directory, _best(directory, found, f"{flag}={reference}")
     if not which.isdigit() or int(which) not in found:
         raise UserError(
             f"{flag}={reference} names no checkpoint",
@@ -275,3 +280,15 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
             f"write {directory}@latest or {directory}@{found[-1]}",
         )
     return directory, int(which)
+
+
+def _best(directory: epath.Path, found: list[int], reference: str) -> int:
+    path = directory / "eval" / metrics.RESULTS
+    best = results.best_step(metrics.read_jsonl(path), found)
+    if best is None:
+        raise UserError(
+            f"{reference} cannot be told",
+            f"{path} has no evaluation of the steps {', '.join(map(str, found))}",
+            f"evaluate them first: t5x_lite eval --checkpoint={directory}@all",
+        )
+    return best

@@ -1,9 +1,12 @@
 """What a run tells about itself: metrics.jsonl, TensorBoard events, and a line on the terminal."""
 
 import contextlib
+import errno
+import fcntl
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
@@ -51,16 +54,25 @@ def _finite(value) -> bool:
 def _drop_after(path: epath.Path, step: int) -> None:
     """Takes the lines of later steps, and one cut short by a kill, out of a JSONL file."""
     if path.exists():
-        _write_lines(path, [line for line in read_jsonl(path) if line["step"] <= step])
+        with _locked(path):
+            lines = [line for line in read_jsonl(path) if line["step"] <= step]
+            write_whole(path, "".join(json_line(line) + "\n" for line in lines).encode())
 
 
-def _drop_torn(path: epath.Path) -> None:
-    """Takes a last line that was cut short by a kill out of a JSONL file."""
-    _write_lines(path, read_jsonl(path))
-
-
-def _write_lines(path: epath.Path, lines: list[dict]) -> None:
-    write_whole(path, "".join(json_line(line) + "\n" for line in lines).encode())
+@contextlib.contextmanager
+def _locked(path: epath.Path) -> Iterator[int]:
+    """Keeps a local file to one writer at a time; gives it, open for appending. Makes it where it is not there."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # While we waited another process may have put a new file in its place.
+            if os.path.exists(path) and os.fstat(file).st_ino == os.stat(path).st_ino:
+                yield file
+                return
+        finally:
+            os.close(file)
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
@@ -115,13 +127,21 @@ class MetricsWriter:
 
 
 def append_result(folder: epath.Path, line: Mapping) -> None:
-    """Adds an evaluation to results.jsonl of a folder, usually MODEL_DIR/eval."""
+    """Adds an evaluation to results.jsonl of a folder, usually MODEL_DIR/eval; several processes may do so at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        _drop_torn(path)
-    with path.open("a") as file:
-        file.write(json_line(line) + "\n")
+    path, data = folder / RESULTS, (json_line(line) + "\n").encode()
+    if "://" in os.fspath(path):
+        with path.open("ab") as file:
+            file.write(data)
+        return
+    with _locked(path) as file:
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            # Cut short by a kill.
+            os.ftruncate(file, size := path.read_bytes().rfind(b"\n") + 1)
+        if os.write(file, data) < len(data):
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def duration(seconds: float) -> str:
@@ -154,14 +174,17 @@ def progress_line(line: Mapping, train_steps: int, seconds_left: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(first_step: int, last_step: int) -> Iterator[Callable[[], object]]:
-    """A bar over the steps, on a terminal alone and where tqdm is; gives the function to call after each step."""
-    if not sys.stderr.isatty() or jax.process_index() or importlib.util.find_spec("tqdm") is None:
+def progress_bar(
+    first: int, last: int | None, unit: str = "step", shown: bool = True
+) -> Iterator[Callable[[], object]]:
+    """A bar from `first` to `last`, on a terminal alone and where tqdm is; gives the function to call after each."""
+    terminal = sys.stderr.isatty() and not jax.process_index()
+    if not shown or not terminal or importlib.util.find_spec("tqdm") is None:
         yield lambda: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=last_step, initial=first_step, unit="step", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=last, initial=first, unit=f" {unit}", leave=False, dynamic_ncols=True) as bar:
         yield bar.update
 
 

@@ -63,7 +63,7 @@ def over_layers(tx: optax.GradientTransformation, axes: dict) -> optax.GradientT
 
     Args:
       tx: the transformation of separate parameters.
-      axes: tree of logical axes; a leading `layers` marks a stacked parameter.
+      axes: tree of logical axes; a leading `layers` marks a stacked parameter. None where one is not trained.
 
     Returns:
       A transformation of the stacked tree. Its state is a dict: one entry for each stack, with a leading

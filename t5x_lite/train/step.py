@@ -7,19 +7,27 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from t5x_lite.train import trainable
+
 Array = jax.Array
 Batch = dict[str, Array]
 # (params, batch, key) -> (summed loss, sums that metrics are made of, `weight` among them)
 LossFn = Callable[[dict, Batch, Array], tuple[Array, dict[str, Array]]]
 
 
-def initial_state(params: dict, tx: optax.GradientTransformation) -> dict:
-    """The training state, a plain nested dict: step, parameters, optimizer state, and skipped steps."""
+def initial_state(params: dict, tx: optax.GradientTransformation, trained: dict) -> dict:
+    """The training state, a plain nested dict: step, parameters, optimizer state, and skipped steps.
+
+    Args:
+      params: the parameters.
+      tx: the optimizer of those that are trained.
+      trained: True or False for each parameter.
+    """
     zero = jnp.zeros((), jnp.int32)
     return {
         "step": zero,
         "params": params,
-        "opt_state": tx.init(params),
+        "opt_state": tx.init(trainable.only(trained, params)),
         "nonfinite_steps": zero,
         "nonfinite_in_a_row": zero,
     }
@@ -61,8 +69,9 @@ def make_train_step(
     tx: optax.GradientTransformation,
     learning_rate: Callable[[Array], Array],
     seed: int,
-    microbatches: int = 1,
-    normalizer: float | None = None,
+    microbatches: int,
+    normalizer: float | None,
+    trained: dict,
 ) -> Callable[[dict, Batch], tuple[dict, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -76,12 +85,18 @@ def make_train_step(
       seed: of dropout; each step's key is fold_in(seed, step).
       microbatches: parts of the batch computed one after the other.
       normalizer: divisor of the summed loss; None: the number of target tokens of the batch.
+      trained: True or False for each parameter; the others stay as they are, bit for bit.
     """
 
     def train_step(state: dict, batch: Batch) -> tuple[dict, dict[str, Array]]:
-        step, params = state["step"], state["params"]
+        step = state["step"]
+        params, frozen = trainable.only(trained, state["params"]), trainable.rest(trained, state["params"])
+
+        def loss_of(params, batch, key):
+            return loss_fn(trainable.joined(params, frozen), batch, key)
+
         key = jax.random.fold_in(jax.random.key(seed), step)
-        grads, sums = accumulate(loss_fn, params, batch, key, microbatches)
+        grads, sums = accumulate(loss_of, params, batch, key, microbatches)
         divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         grad_norm = optax.tree.norm(grads)
@@ -98,7 +113,7 @@ def make_train_step(
             )
         new_state = {
             "step": step + 1,
-            "params": new_params,
+            "params": trainable.joined(new_params, frozen),
             "opt_state": opt_state,
             "nonfinite_steps": state["nonfinite_steps"] + ~finite,
             "nonfinite_in_a_row": jnp.where(finite, 0, state["nonfinite_in_a_row"] + 1),

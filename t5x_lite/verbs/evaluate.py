@@ -102,7 +102,7 @@ def evaluate(
             task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, explain, num_examples
         ):
             ends: list[np.ndarray] = []
-            batches = _watched(batching.eval_batches(stream, job.feature_lengths, rows, False, None, (0, 1)), ends)
+            batches = _watched(batching.eval_batches(stream, job.feature_lengths, rows, False, model.program.convert, None, (0, 1)), ends)
             placed = ({k: model.place(v) for k, v in batch.items()} for batch in batches)
             result = evaluation.teacher_forced(sums_of, model.params, placed)
             stream.close()

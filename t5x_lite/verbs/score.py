@@ -33,7 +33,7 @@ def scored(model: model_dir.Restored, records: list[dict], batch_size: int) -> I
         pairs = [
             ([*codec.encode(r["inputs"]), codec.eos_id], [*codec.encode(r["targets"]), codec.eos_id]) for r in group
         ]
-        batch = {name: model.place(array) for name, array in pairs_batch(pairs, rows).items()}
+        batch = {name: model.place(array) for name, array in pairs_batch(pairs, rows, model.program.convert).items()}
         log_probabilities, _ = jax.device_get(score(model.params, batch))
         for record, (_, targets), row in zip(group, pairs, log_probabilities):
             yield record | {"score": float(row.sum()), "tokens": len(targets)}

@@ -18,7 +18,7 @@ from t5x_lite.job import UNUSED_WHEN_DRY, Job
 from t5x_lite.model import flops, network
 from t5x_lite.model_dir import CONFIG, DONE, VOCABULARY
 from t5x_lite.parallel import chips, start
-from t5x_lite.program import Program, abstract_batch, init_params, init_state, lay_out, train_step
+from t5x_lite.program import Program, abstract_batch, init_adapters, init_params, init_state, lay_out, train_step
 from t5x_lite.task import open_task
 from t5x_lite.train import checkpoint, loop
 from t5x_lite.train.metrics import MetricsWriter, say, write_whole
@@ -95,8 +95,8 @@ def train(job: Job, config_text: str, began: float) -> None:
         plan = _plan(job, devices, int(state["step"]), tokens_before, identity)
         onto_devices = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
         batches = batching.TrainBatches(
-            streams, position, job.feature_lengths, job.batch_size // job.data_shards, job.pack, onto_devices,
-            plan.first_step, job.train_steps, plan.saves,
+            streams, position, job.feature_lengths, job.batch_size // job.data_shards, job.pack, program.convert,
+            onto_devices, plan.first_step, job.train_steps, plan.saves,
         )  # fmt: skip
         ending.callback(batches.close)
         batches.wait_for_first()
@@ -196,14 +196,19 @@ def find_start(job: Job, program: Program, done: list[int], vocabulary: bytes | 
             f"set --gin.VOCABULARY={copy}",
         )
     saved = directory / checkpoint.FOLDER / str(at)
-    checkpoint.check(saved, {name: program.state[name] for name in _taken(job, saved)}, None)
+    checkpoint.check(saved, _taken(job, program, saved), None)
     return saved
 
 
-def _taken(job: Job, saved: epath.Path) -> list[str]:
-    """What a new run takes of an initial checkpoint."""
-    with_optimizer = job.initial_optimizer_state and "opt_state" in checkpoint.entries(saved)
-    return ["params", "step", *(["opt_state"] if with_optimizer else [])]
+def _taken(job: Job, program: Program, saved: epath.Path) -> dict:
+    """What a new run takes of an initial checkpoint, as shapes; adapters may be new."""
+    held = checkpoint.contents(saved)
+    taken = {name: program.state[name] for name in ("params", "step")}
+    if job.initial_optimizer_state and "opt_state" in held:
+        taken["opt_state"] = program.state["opt_state"]
+    if not network.split_adapters(held["params"])[1]:
+        taken["params"] = network.split_adapters(taken["params"])[0]
+    return taken
 
 
 def read_start(job: Job, program: Program, saved: epath.Path | None, resumed: bool, shards: list[int]):
@@ -217,7 +222,10 @@ def read_start(job: Job, program: Program, saved: epath.Path | None, resumed: bo
             state, position = checkpoint.restore(checkpoints, int(saved.name), program.state, shards)
         return state, position.shards, position.tokens_seen
     say(f"starting from the checkpoint {saved.parent.parent} of step {saved.name}")
-    part = checkpoint.restore_part(saved, {name: program.state[name] for name in _taken(job, saved)})
+    part = checkpoint.restore_part(saved, _taken(job, program, saved))
+    if job.model.adapter_dim and not network.split_adapters(part["params"])[1]:
+        say("its adapters are new")
+        part["params"] = network.with_adapters(part["params"], init_adapters(job, program)(jax.random.key(job.seed)))
     before = checkpoint.position_of(saved)
     return init_state(program)(part["params"]) | part, None, before["tokens_seen"] if before else 0
 

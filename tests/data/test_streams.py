@@ -9,6 +9,7 @@ import pytest
 
 from t5x_lite.data import batches, examples
 from t5x_lite.data.blocks import DatasetBlocks
+from t5x_lite.data.packing import encoder_decoder
 from t5x_lite.data.streams import Stream
 from t5x_lite.errors import UserError
 
@@ -153,7 +154,9 @@ def test_a_proposed_batch_fits_the_mesh_and_the_shards():
 
 
 def train_batches(streams, restore=None, first=0, last=10, snapshots=lambda step: step % 3 == 0):
-    return batches.TrainBatches(streams, restore, LENGTHS, 2, True, lambda rows: rows, first, last, snapshots)
+    return batches.TrainBatches(
+        streams, restore, LENGTHS, 2, True, encoder_decoder, lambda rows: rows, first, last, snapshots
+    )
 
 
 def two_streams():
@@ -224,7 +227,9 @@ def test_a_record_that_cannot_be_read_is_met_once():
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
 def test_evaluation_covers_each_example_once(hosts, pack):
     parts = [
-        list(batches.eval_batches(stream_of(numbered(37), pack), LENGTHS, 8, pack, None, (host, hosts)))
+        list(
+            batches.eval_batches(stream_of(numbered(37), pack), LENGTHS, 8, pack, encoder_decoder, None, (host, hosts))
+        )
         for host in range(hosts)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -235,7 +240,10 @@ def test_evaluation_covers_each_example_once(hosts, pack):
         seen += batch["decoder_target_tokens"][present].tolist()
     expected = [n for e in numbered(37).as_numpy_iterator() for n in e["targets"].tolist()]
     assert sorted(seen) == sorted(expected)
-    assert len(list(batches.eval_batches(stream_of(numbered(37), False), LENGTHS, 8, False, 2, (0, 1)))) == 2
+    assert (
+        len(list(batches.eval_batches(stream_of(numbered(37), False), LENGTHS, 8, False, encoder_decoder, 2, (0, 1))))
+        == 2
+    )
 
 
 def test_evaluation_streams_read_the_split_in_order(task):
