@@ -54,7 +54,7 @@ def one_to_many(function: Callable[[Record], list[Record]], outputs: Mapping[str
                     made += function(record)
                 except ValueError as error:
                     raise ValueError(MARK + json.dumps(_bad(record, name, error))) from None
-            return [array for key, spec in outputs.items() for array in _column([e[key] for e in made], spec)]
+            return [array for key, spec in outputs.items() for array in _column(_values(made, key, spec), spec)]
 
         def mapped(batch):
             flat = [part for leaf in tf.nest.flatten(batch) for part in _parts(leaf)]
@@ -112,6 +112,23 @@ def _python(leaf: np.ndarray):
     if isinstance(leaf, np.ndarray) and leaf.dtype == object:
         return [_python(item) for item in leaf]
     return leaf.tolist() if isinstance(leaf, np.ndarray | np.generic) else leaf
+
+
+def _values(examples: list[Record], key: str, spec: tf.TensorSpec) -> list:
+    """One feature of all examples.
+
+    Raises:
+      TypeError: the function does not give it, or something else where a text is to be, which TensorFlow refuses
+        without a name.
+    """
+    if any(key not in example for example in examples):
+        raise TypeError(f"it gives no {key!r}, which its outputs name")
+    values = [example[key] for example in examples]
+    if spec.dtype == tf.string and spec.shape.rank == 0:
+        for value in values:
+            if not isinstance(value, str | bytes):
+                raise TypeError(f"the {key!r} that it gives is {value!r}, no text")
+    return values
 
 
 def _column(values: list, spec: tf.TensorSpec) -> list[np.ndarray]:

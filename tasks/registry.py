@@ -83,13 +83,19 @@ def prepare(
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
-    except Exception as error:
-        # Whatever the user's module raises is about that module.
+    except (Exception, SystemExit) as error:
+        # Whatever the user's module raises is about that module, also where it is a program that ends itself.
+        fix = f"Correct --gin.MIXTURE_OR_TASK_MODULE or the module; it is looked for in {os.getcwd()} too"
+        if (name := _as_module(module)) != module:
+            fix = f"A module is named as in Python's import, not as a file: write {name}"
         raise UserError(
-            f"MIXTURE_OR_TASK_MODULE={module} cannot be imported",
-            f"{type(error).__name__}: {error}",
-            f"Correct --gin.MIXTURE_OR_TASK_MODULE or the module; it is looked for in {os.getcwd()} too",
+            f"MIXTURE_OR_TASK_MODULE={module} cannot be imported", f"{type(error).__name__}: {error}", fix
         ) from error
+
+
+def _as_module(path: str) -> str:
+    """What a file is imported as: ./tasks/mine.py -> tasks.mine. A module's name stays as it is."""
+    return ".".join(part for part in path.removesuffix(".py").split("/") if part not in ("", "."))
 
 
 def _check_cache(task: seqio.Task, use_cached: bool) -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
+
 from t5x_lite.data import examples as reading
 from t5x_lite.errors import UserError
 from t5x_lite.verbs import tasks
@@ -289,6 +291,13 @@ def _tokens(task, data: tasks.Data, examples: list[dict], split: str) -> Iterato
                 f"the {name} of the split {split} have the token {outside[0]}",
                 f"the vocabulary has the ids 0 to {vocabulary.vocab_size - 1}",
                 "encode with the vocabulary of output_features, as seqio.preprocessors.tokenize does",
+            )
+        padded = sum(bool((np.asarray(row) == vocabulary.pad_id).any()) for row in rows)
+        if padded:
+            yield warning(
+                f"{padded} of {len(rows)} {name} of the split {split} hold the padding id {vocabulary.pad_id}",
+                "rows are filled up later; inside an example padding is learned like a word",
+                "leave it out, unless it means something",
             )
         endless = sum(not len(row) or row[-1] != vocabulary.eos_id for row in rows)
         if task.output_features[name].add_eos and endless:

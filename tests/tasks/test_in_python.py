@@ -25,3 +25,17 @@ def test_what_is_wrong_with_a_record_is_said_with_its_text_and_the_function():
         'The record {"x": 1} gives no example. Its x is too small (picky). '
         "Correct the record, or take it out of the data."
     )
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"x": "a"}, "it gives no 'y', which its outputs name"),
+        ({"x": "a", "y": 3}, "the 'y' that it gives is 3, no text"),
+    ],
+)
+def test_what_a_function_does_not_give_is_named(made, reason):
+    outputs = dict.fromkeys("xy", tf.TensorSpec([], tf.string))
+    preprocessor = in_python.one_to_one(lambda record: made, outputs)
+    with pytest.raises(tf.errors.OpError, match=f"TypeError: {reason}"):
+        list(preprocessor(tf.data.Dataset.from_tensor_slices({"x": [1]})))

@@ -105,6 +105,10 @@ def emptied(example):
     return {"inputs": example["inputs"], "targets": tf.where(example["targets"] == "n 3", "", example["targets"])}
 register("empty_targets", [mapped(emptied), TOKENIZE, EOS])
 
+def padded(example):
+    return {**example, "targets": tf.concat([[0], example["targets"]], 0)}
+register("padding_inside", [TOKENIZE, mapped(padded), EOS])
+
 # Streams
 def lucky(example):
     return {"inputs": tf.strings.as_string(tf.random.uniform([])), "targets": example["targets"]}
@@ -181,6 +185,7 @@ FOUND = {
     "outside_the_vocabulary": r"error: the inputs of the split train have the token 700\. .*has the ids 0 to",
     "no_eos": r"error: 50 of 50 inputs of the split train do not end with the end token\. .*append_eos_after_trim last",
     "empty_targets": r'error: 1 of 50 targets of the split train are empty\. .*inputs "3 ka ka ka.*filter',
+    "padding_inside": r"warning: 50 of 50 targets of the split train hold the padding id 0\. .*learned like a word",
     "random": r"error: two passes with one seed give other examples\. .*stateless",
     "generated": r"error: (the training split cannot be streamed and saved|a pass that goes on from a saved position)",
     "failing_metric": r"error: the metric failing fails on predictions that equal the targets\. ZeroDivisionError: ",
@@ -217,6 +222,7 @@ def folder(tmp_path_factory):
     (folder / "tasks_unknown.py").write_text(
         "import seqio\nseqio.MixtureRegistry.add('of_unknown', ['no_such_task'], default_rate=1.0)\n"
     )
+    (folder / "tasks_that_end.py").write_text("raise SystemExit('usage: tasks_that_end')\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
@@ -324,6 +330,9 @@ def test_modules_that_cannot_be_checked(folder, two_parts, capsys):
         ("tasks_of_non",): r"MODULE=tasks_of_non cannot be imported\. ModuleNotFoundError: .*looked for in",
         ("tasks_of_none",): r"the module tasks_of_none registers nothing\. .*TaskRegistry\.add",
         ("tasks_unknown",): r"MODULE=tasks_unknown cannot be imported\. .*no_such_task",
+        ("tasks_that_end",): r"MODULE=tasks_that_end cannot be imported\. SystemExit: usage: tasks_that_end\.",
+        (f"{two_parts}.py",): rf"cannot be imported\. .*not as a file: write {two_parts}\.",
+        (f"./{two_parts}.py",): rf"cannot be imported\. .*not as a file: write {two_parts}\.",
         (two_parts,): r"VOCABULARY is not set\.",
         (two_parts, "--gin.VOCABULARY=gone.model"): r"VOCABULARY=\S*gone\.model cannot be read\.",
         (two_parts, "--gin.DATA_GLOBE=x"): r"--gin\.DATA_GLOBE sets a macro that nothing reads\. .*DATA_GLOB",
