@@ -11,8 +11,9 @@ from collections.abc import Callable
 import seqio
 
 from t5x_lite.tasks import corpus, sources, vocabulary
+from t5x_lite.tasks.objectives import packed_prefix
 from t5x_lite.tasks.objectives.named import OBJECTIVES
-from t5x_lite.tasks.objectives.preprocess import preprocess
+from t5x_lite.tasks.objectives.preprocess import packed, preprocess
 from t5x_lite.tasks.tokenization import tokenize
 
 
@@ -58,6 +59,30 @@ def register(name: str, source: seqio.DataSource, objective: Callable) -> None:
 for _name, _source in _SOURCES.items():
     for _suffix, _objective in OBJECTIVES.items():
         register(f"{_name}_{_suffix}", _source, _objective)
+
+# Prefix LM in full rows, for programs that take a model's features as they are (seqio.PassThroughFeatureConverter).
+for _architecture, _pack, _names in (
+    ("encoder_decoder", packed_prefix.pack_prefix_lm_encoder_decoder, packed_prefix.ENCODER_DECODER),
+    ("decoder", packed_prefix.pack_prefix_lm_decoder_only, packed_prefix.DECODER),
+):
+    seqio.TaskRegistry.add(
+        f"c4_prefix_lm_objective_{_architecture}_architecture",
+        source=_SOURCES["c4_v220"],
+        preprocessors=[
+            tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            functools.partial(
+                preprocess, objective=packed_prefix.targets_for_prefix_lm_objective, names=("targets",)
+            ),
+            functools.partial(packed, pack=_pack, names=_names),
+        ],
+        output_features={
+            **{name: seqio.Feature(vocabulary=vocabulary.chosen(), add_eos=False) for name in _names},
+            # What all preprocessors but the last one make.
+            "targets": seqio.Feature(vocabulary=vocabulary.chosen(), add_eos=True, required=False),
+        },
+        metric_fns=[],
+    )  # fmt: skip
 
 # The names that the paper's mixtures know. In t5 a gin file tells their objective; the final models' is this.
 for _name, _same in {

@@ -54,16 +54,33 @@ def noise_span_to_sentinel(rows: Rows, noise: np.ndarray, ids: Ids, rng=None) ->
     return kept(np.where(first, np.int32(ids.first_sentinel), rows.tokens), rows.inside & ~later)
 
 
+def nonnoise_span_to_sentinel(rows: Rows, noise: np.ndarray, ids: Ids, rng=None) -> Ragged:
+    """Each run of what is no noise becomes the first sentinel."""
+    return noise_span_to_sentinel(rows, ~noise, ids)
+
+
 def noise_token_to_sentinel(rows: Rows, noise: np.ndarray, ids: Ids, rng=None) -> Ragged:
     """Each noise token becomes the first sentinel."""
     return kept(np.where(noise, np.int32(ids.first_sentinel), rows.tokens), rows.inside)
+
+
+def noise_token_to_gathered_token(rows: Rows, noise: np.ndarray, ids: Ids | None, rng: np.random.Generator) -> Ragged:
+    """Each noise token becomes a token of its own row, whichever, itself included: all places are equally likely."""
+    lengths = rows.inside.sum(axis=1, keepdims=True)
+    places = rng.integers(np.maximum(lengths, 1), size=rows.tokens.shape)
+    return kept(np.where(noise, np.take_along_axis(rows.tokens, places, axis=1), rows.tokens), rows.inside)
+
+
+def noise_token_to_random_token(rows: Rows, noise: np.ndarray, ids: Ids, rng: np.random.Generator) -> Ragged:
+    """Each noise token becomes a random id, of those from 3 on all equally likely, sentinels included."""
+    return kept(np.where(noise, _random_ids(rows, ids, rng), rows.tokens), rows.inside)
 
 
 def noise_token_to_random_token_or_sentinel(
     rows: Rows, noise: np.ndarray, ids: Ids, rng: np.random.Generator, random_probability: float = 0.1
 ) -> Ragged:
     """Each noise token becomes a random id with a probability, the first sentinel otherwise."""
-    drawn = rng.integers(_RESERVED, ids.size, rows.tokens.shape, np.int32)
+    drawn = _random_ids(rows, ids, rng)
     random = rng.random(rows.tokens.shape, np.float32) < random_probability
     return kept(np.where(noise, np.where(random, drawn, ids.first_sentinel), rows.tokens), rows.inside)
 
@@ -92,6 +109,10 @@ def permute_noise_tokens(rows: Rows, noise: np.ndarray, ids: Ids | None, rng: np
 def all_tokens(rows: Rows, noise: np.ndarray, ids: Ids | None = None, rng=None) -> Ragged:
     """The segment as it was."""
     return kept(rows.tokens, rows.inside)
+
+
+def _random_ids(rows: Rows, ids: Ids, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(_RESERVED, ids.size, rows.tokens.shape, np.int32)
 
 
 def _runs(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

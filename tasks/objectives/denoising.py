@@ -16,7 +16,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.tasks.objectives import corruption, lengths, masks
 from t5x_lite.tasks.objectives.corruption import Ids
 from t5x_lite.tasks.objectives.ragged import Ragged, closed, concatenated, filled, opened, ragged, split, trimmed
-from t5x_lite.tasks.objectives.segments import chopped, chunks, run_together
+from t5x_lite.tasks.objectives.segments import chopped, chopped_at_random, chunks, run_together
 
 Examples = dict[str, Ragged]
 Make = Callable[[Ragged, np.random.Generator], Examples]
@@ -24,6 +24,45 @@ Lengths = Mapping[str, int]
 
 # Segments denoised at once: long documents make very many.
 _ROWS_AT_ONCE = 512
+
+
+def denoise(
+    row_lengths: Lengths,
+    ids: Ids,
+    *,
+    noise_density: float,
+    noise_mask: Callable[..., np.ndarray],
+    inputs_of: Callable[..., Ragged],
+    targets_of: Callable[..., Ragged] = corruption.all_tokens,
+    together: bool = True,
+    shortest: int | None = None,
+) -> Make:
+    """Any mask, and anything made of it: for objectives of one's own.
+
+    Segments have as many tokens as the inputs, less the end of sequence. What becomes of them is cut where it is longer
+    than its row, for what a function makes of a mask is not known beforehand.
+
+    Args:
+      row_lengths, ids: see `span_corruption`.
+      noise_density: fraction of the tokens that is noise.
+      noise_mask: a function of masks.py, called with the lengths of segments, noise_density and rng.
+      inputs_of: a function of corruption.py, which makes the inputs of segments and masks.
+      targets_of: likewise the targets.
+      together: whether documents are run together before they are cut, so that rows are full.
+      shortest: segments are of random lengths from this on, drawn for each text that is cut; None: all full.
+
+    Raises:
+      UserError: the lengths are too short.
+    """
+    inputs, targets = lengths.given(row_lengths, "denoising")
+    lengths.require_inputs(inputs, 3 if shortest is None else shortest + 1, "denoising")
+    if targets_of is corruption.all_tokens:
+        lengths.require_targets(inputs, targets, inputs, "denoising")
+    return _denoising(
+        inputs - 1, inputs, targets, ids, together=together, shortest=shortest,
+        mask=lambda sizes, rng: noise_mask(sizes, noise_density=noise_density, rng=rng),
+        inputs_of=inputs_of, targets_of=targets_of,
+    )  # fmt: skip
 
 
 def span_corruption(
@@ -245,14 +284,21 @@ def _denoising(
     inputs_of: Callable,
     targets_of: Callable,
     together: bool = True,
+    shortest: int | None = None,
     mode: str = "",
 ) -> Make:
-    """Segments of `tokens` tokens, masked and turned into inputs and targets of at most the given lengths."""
+    """Segments of `tokens` tokens, masked and turned into inputs and targets of at most the given lengths.
+
+    With `shortest`, segments are of random lengths from that on.
+    """
     opening = np.asarray(ids.encode(mode), np.int32)
 
     def make(documents: Ragged, rng: np.random.Generator) -> Examples:
         documents = chunks(documents, rng)
-        segments = chopped(run_together(documents) if together else documents, tokens)
+        documents = run_together(documents) if together else documents
+        segments = (
+            chopped(documents, tokens) if shortest is None else chopped_at_random(documents, rng, tokens, shortest)
+        )
         parts = [_part(rows, rng) for rows in _blocks(segments)]
         made = {name: concatenated([part[name] for part in parts]) for name in ("inputs", "targets")}
         if len(opening):

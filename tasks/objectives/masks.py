@@ -40,12 +40,38 @@ def least_prefix(lengths: np.ndarray, noise_density: float) -> np.ndarray:
     return np.minimum(longest, np.maximum(1, _rounded(np.float32(1 - 2 * noise_density) * longest.astype(np.float32))))
 
 
-def spans(lengths: np.ndarray, noise_density: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
+def regular(
+    lengths: np.ndarray, noise_density: float, rng: np.random.Generator, min_span: int = 1, max_span: int = 5
+) -> np.ndarray:
+    """Spans of one length, all equally far apart: every round(span / density) tokens one begins.
+
+    Each segment draws the length of its spans and the place of the first, both uniformly. Its first and last span may
+    be cut.
+
+    Args:
+      noise_density: approximate; exact where span / density is a whole number.
+      min_span: least length of a span, in tokens.
+      max_span: greatest length.
+    """
+    span = rng.integers(min_span, max_span + 1, size=(len(lengths), 1))
+    period = _rounded(span.astype(np.float32) / np.float32(noise_density))
+    return (np.arange(lengths.max(initial=0)) + rng.integers(period)) % period < span
+
+
+def spans(
+    lengths: np.ndarray, noise_density: float, mean_span: float, rng: np.random.Generator, random_roll: bool = False
+) -> np.ndarray:
     """Alternating kept and noise spans, a kept one first and noise last.
 
-    Every segment has as many noise tokens and spans as `noise_counts` says. All ways to divide its noise and the rest
-    into spans are equally likely. A segment of one token is kept whole.
+    Every segment has as many noise tokens and spans as `noise_counts` says; of density 0 none. All ways to divide its
+    noise and the rest into spans are equally likely. A segment of one token is kept whole.
+
+    Args:
+      random_roll: whether to turn each mask by a random number of places, so that every token is as likely noise as
+        any other. Otherwise the only span of a short segment is its end.
     """
+    if noise_density == 0:
+        return ~everything(lengths)
     # A segment of one token is the first of two.
     total = np.maximum(lengths, 2)
     noise, number = noise_counts(total, noise_density, mean_span)
@@ -60,7 +86,14 @@ def spans(lengths: np.ndarray, noise_density: float, mean_span: float, rng: np.r
     row = np.broadcast_to(np.arange(len(lengths))[:, None], ends.shape)
     used = both > 0
     turns[row[used], ends[used]] = 1
-    return (np.cumsum(turns[:, : lengths.max(initial=0)], axis=1, dtype=np.int32) & 1).astype(bool)
+    noise = (np.cumsum(turns[:, : lengths.max(initial=0)], axis=1, dtype=np.int32) & 1).astype(bool)
+    return _rolled(noise, lengths, rng) if random_roll else noise
+
+
+def _rolled(noise: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each row turned within its length. [rows, longest] bool, [rows]"""
+    own = np.maximum(lengths, 1)[:, None]
+    return np.take_along_axis(noise, (np.arange(noise.shape[1]) - rng.integers(own)) % own, axis=1)
 
 
 def noise_counts(lengths: np.ndarray, noise_density: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:

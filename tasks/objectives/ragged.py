@@ -64,6 +64,12 @@ def _cut(rows: Ragged, length: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:, :length], inside[:, :length]
 
 
+def padded(rows: Ragged, length: int) -> np.ndarray:
+    """Rows as [rows, length] int32: cut to a length, or filled up to it with zeros."""
+    tokens = filled(trimmed(rows, length)).tokens
+    return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
+
+
 def closed(rows: Ragged, eos: int) -> Ragged:
     """Rows with an end of sequence behind each."""
     return Ragged(np.insert(rows.values, np.cumsum(rows.lengths), np.int32(eos)), rows.lengths + 1)

@@ -26,10 +26,20 @@ def run_together(documents: Ragged) -> Ragged:
     return Ragged(documents.values, np.array([len(documents.values)]))
 
 
-def chopped(documents: Ragged, length: int) -> Ragged:
-    """Each document cut into segments of a length, its last one shorter. An empty document gives none."""
+def chopped(documents: Ragged, length: int | np.ndarray) -> Ragged:
+    """Each document cut into segments of a length, its last one shorter. An empty document gives none.
+
+    Args:
+      length: one for all documents, or [documents] int64.
+    """
     count = -(-documents.lengths // length)
-    lengths = np.full(count.sum(), length)
+    lengths = np.repeat(np.broadcast_to(length, count.shape), count)
     last = np.cumsum(count)[count > 0] - 1
     lengths[last] -= (count * length - documents.lengths)[count > 0]
     return Ragged(documents.values, lengths)
+
+
+def chopped_at_random(documents: Ragged, rng: np.random.Generator, longest: int, shortest: int = 8) -> Ragged:
+    """Each document cut into segments of one length, drawn for it log-uniformly from `shortest` up to `longest`."""
+    drawn = np.exp(rng.uniform(np.log(shortest), np.log(longest), len(documents.lengths)))
+    return chopped(documents, np.maximum(drawn.astype(np.int64), 1))

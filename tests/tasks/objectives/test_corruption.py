@@ -23,6 +23,7 @@ def cases(references):
         "noise_span_to_unique_sentinel",
         "nonnoise_span_to_unique_sentinel",
         "noise_span_to_sentinel",
+        "nonnoise_span_to_sentinel",
         "noise_token_to_sentinel",
         "drop_noise_tokens",
         "drop_nonnoise_tokens",
@@ -68,3 +69,29 @@ def test_a_tenth_of_the_noise_becomes_random_ids():
     drawn = made[noise & (made != 999)]
     assert abs(len(drawn) / noise.sum() - 0.1) < 0.01
     assert drawn.min() == 3 and drawn.max() == 998 and len(np.unique(drawn)) > 900
+
+
+def test_gathered_tokens_come_from_their_own_row_each_place_equally_likely():
+    rng = np.random.default_rng(3)
+    rows = filled(ragged([[10, 11, 12, 13], [], [20, 21, 20]] * 3000))
+    noise = rng.random(rows.tokens.shape) < 0.5
+    made = split(corruption.noise_token_to_gathered_token(rows, noise, IDS, rng))
+    for own, before, after, mask in zip([{10, 11, 12, 13}, set(), {20, 21}] * 3000, rows.tokens, made, noise):
+        mask = mask[: len(after)]
+        assert len(after) == (before > 0).sum() and (before[: len(after)][~mask] == after[~mask]).all()
+        assert set(after.tolist()) <= own
+    drawn = np.concatenate([after[mask[: len(after)]] for after, mask in zip(made, noise)])
+    _, counts = np.unique(drawn, return_counts=True)
+    shares = counts / np.array(
+        [np.repeat((drawn < 20).sum() / 4, 4).tolist() + [(drawn >= 20).sum() / 3 * n for n in (2, 1)]]
+    )
+    assert abs(shares - 1).max() < 0.06
+
+
+def test_random_tokens_are_of_the_whole_vocabulary_but_the_reserved_ids():
+    rng = np.random.default_rng(4)
+    rows = filled(ragged([[1000] * 500] * 200))
+    noise = rng.random((200, 500)) < 0.3
+    made = corruption.noise_token_to_random_token(rows, noise, IDS, rng).values.reshape(200, 500)
+    assert (made[~noise] == 1000).all()
+    assert np.unique(made[noise]).tolist() == list(range(3, 1000))

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from t5x_lite.errors import UserError
+from t5x_lite.tasks.objectives import corruption, denoising, masks
 from t5x_lite.tasks.objectives.corruption import Ids
 from t5x_lite.tasks.objectives.named import OBJECTIVES
 from t5x_lite.tasks.objectives.ragged import ragged, split
-from t5x_lite.tasks.objectives.segments import chopped, chunks, run_together
+from t5x_lite.tasks.objectives.segments import chopped, chopped_at_random, chunks, run_together
 
 EOS, TEXT = 1, range(100, 900_000)
 IDS = Ids(size=1_000_000, sentinels=100, eos=EOS, encode=lambda text: [ord(c) for c in text])
@@ -225,3 +227,37 @@ def test_the_same_seed_gives_the_same_pairs(name):
 
     assert pairs(0) == pairs(0)
     assert name in ("causal_lm", "full_lm") or pairs(0) != pairs(1)
+
+
+def test_an_objective_of_ones_own():
+    """Regular noise, its tokens replaced with others of the text; segments of random lengths."""
+    objective = denoising.denoise(
+        {"inputs": 64, "targets": 64}, IDS, noise_density=0.25, noise_mask=masks.regular,
+        inputs_of=corruption.noise_token_to_gathered_token, together=False, shortest=8,
+    )  # fmt: skip
+    texts = documents(*[500] * 40)
+    examples = objective(ragged(texts), np.random.default_rng(0))
+    pairs = closed([*zip(split(examples["inputs"]), split(examples["targets"]))])
+    assert sum((t for _, t in pairs), []) == sum(texts, [])
+    assert all(len(i) == len(t) <= 63 for i, t in pairs)
+    changed = np.mean([a != b for i, t in pairs for a, b in zip(i, t)])
+    assert 0.2 < changed < 0.27  # a token may be replaced with itself
+    assert len({len(t) for _, t in pairs}) > 20
+
+
+def test_segments_of_random_lengths_are_log_uniform():
+    """As many documents are cut to lengths up to sqrt(8 * 512) = 64 as to greater ones."""
+    sizes = [
+        chopped_at_random(ragged([range(600)]), np.random.default_rng(seed), 512).lengths for seed in range(2000)
+    ]  # fmt: skip
+    assert all(row.sum() == 600 and (row[:-1] == row[0]).all() and row[-1] <= row[0] for row in sizes)
+    first = np.array([row[0] for row in sizes])
+    assert first.min() == 8 and 500 < first.max() < 512 and abs((first < 64).mean() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("lengths", [{"inputs": 64, "targets": 63}, {"inputs": 8, "targets": 8}])
+def test_an_objective_of_ones_own_has_room(lengths):
+    with pytest.raises(UserError, match="Denoising (of 64|needs 9)"):
+        denoising.denoise(
+            lengths, IDS, noise_density=0.5, noise_mask=masks.iid, inputs_of=corruption.drop_noise_tokens, shortest=8
+        )

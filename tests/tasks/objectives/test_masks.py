@@ -86,3 +86,41 @@ def test_the_rest_behind_a_prefix_makes_up_the_density():
     rest = 401 - noise.sum(axis=1)
     assert rest.min() >= 1 and rest.max() <= 201 and abs(rest.mean() - 101) < 4
     assert masks.prefix(np.array([1, 2, 3]), 0.5, np.random.default_rng(0)).sum(axis=1)[0] == 0
+
+
+class Drawn:
+    """A generator that draws numbers in turn."""
+
+    def __init__(self, *numbers):
+        self.numbers = iter(numbers)
+
+    def integers(self, low, high=None, size=None):
+        return np.full(size or low.shape, next(self.numbers))
+
+
+def test_regular_spans_are_those_of_t5(references):
+    for case in json.loads((references / "t5_objectives.json").read_text())["regular"]:
+        drawn = Drawn(case["span"], case["offset"])
+        assert masks.regular(np.array([case["length"]]), case["density"], drawn)[0].tolist() == case["mask"], case
+
+
+def test_regular_spans_have_their_density_and_draw_all_sizes_and_places():
+    noise = masks.regular(np.full(4000, 200), 0.25, np.random.default_rng(5), min_span=2, max_span=3)
+    assert abs(noise.mean() - 0.25) < 0.005
+    assert np.ptp(noise.mean(axis=0)) < 0.06  # no place is noise more often than others
+    inner = np.diff(np.flatnonzero(np.diff(noise[0].astype(int))))
+    assert set(inner.tolist()) in ({2, 6}, {3, 9})
+
+
+def test_rolled_masks_keep_their_count_and_have_noise_everywhere():
+    lengths = np.array([20, 13, 1, 0] * 1000)
+    rolled = masks.spans(lengths, 0.15, 3.0, np.random.default_rng(6), random_roll=True)
+    plain = masks.spans(lengths, 0.15, 3.0, np.random.default_rng(6))
+    inside = np.arange(20) < lengths[:, None]
+    assert ((rolled & inside).sum(axis=1) == (plain & inside).sum(axis=1)).all()
+    assert (plain[::4].mean(axis=0) == [0.0] * 17 + [1.0] * 3).all()  # one span, the end
+    assert abs(rolled[::4].mean(axis=0) - 0.15).max() < 0.05
+
+
+def test_no_density_no_noise():
+    assert not masks.spans(np.array([9, 1]), 0.0, 3.0, np.random.default_rng(0)).any()

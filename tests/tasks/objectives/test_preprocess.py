@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
-from t5x_lite.tasks.objectives import lengths
+from t5x_lite.tasks.objectives import lengths, packed_prefix
 from t5x_lite.tasks.objectives.named import OBJECTIVES
 
-preprocess = pytest.importorskip("t5x_lite.tasks.objectives.preprocess").preprocess
+module = pytest.importorskip("t5x_lite.tasks.objectives.preprocess")
+packed, preprocess = module.packed, module.preprocess
 
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -61,3 +62,42 @@ def test_wrong_lengths_are_said_when_the_dataset_is_made():
         task().get_dataset({"inputs": 512, "targets": 10}, shuffle=False)
     with pytest.raises(UserError, match="TASK_FEATURE_LENGTHS is None"):
         task().get_dataset(None, shuffle=False)
+
+
+ARCHITECTURES = [
+    (packed_prefix.pack_prefix_lm_encoder_decoder, packed_prefix.ENCODER_DECODER),
+    (packed_prefix.pack_prefix_lm_decoder_only, packed_prefix.DECODER),
+]
+
+
+@pytest.mark.parametrize("pack, names", ARCHITECTURES)
+def test_packed_prefixes_are_all_of_the_text_in_full_rows(pack, names):
+    packing = seqio.Task(
+        "packed_test",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: documents([50] * 300), splits=["train"]
+        ),
+        preprocessors=[
+            functools.partial(
+                preprocess, objective=packed_prefix.targets_for_prefix_lm_objective, names=("targets",)
+            ),
+            functools.partial(packed, pack=pack, names=names),
+        ],
+        output_features={
+            **{name: seqio.Feature(seqio.ByteVocabulary(), add_eos=False) for name in names},
+            "targets": seqio.Feature(seqio.ByteVocabulary(), required=False),
+        },
+    )  # fmt: skip
+    lengths = {"inputs": 64, "targets": 64}
+
+    def rows(seed):
+        return list(packing.get_dataset(lengths, shuffle=False, seed=seed).as_numpy_iterator())
+
+    made = rows(0)
+    assert {(name, len(value)) for row in made for name, value in row.items()} == {(name, 64) for name in names}
+    shown = [row[name] for row in made for name in ("encoder_input_tokens", "decoder_target_tokens") if name in row]
+    # In 240 segments, 36 of them of the last group: none is left over.
+    assert sum(map(np.count_nonzero, shown)) == 300 * 51 and len(shown) == 240
+    same = [all((a[n] == b[n]).all() for n in names) for a, b in zip(made, rows(0))]
+    other = [all((a[n] == b[n]).all() for n in names) for a, b in zip(made, rows(1))]
+    assert all(same) and not all(other)
