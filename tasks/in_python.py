@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from t5x_lite.tasks.sources import MARK, python_op
+from t5x_lite.tasks.sources import MARK, python_op, told_by
 
 Record = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def one_to_one(function: Callable[[Record], Record], outputs: Mapping[str, tf.Te
       function: takes a record of str, int, float, bool, lists of them and nested mappings, as TFDS nests them, and
         returns a value for each of `outputs`, or None for a record that gives no example. It keeps no state. A
         ValueError says what is wrong with a record.
-      outputs: type of each feature of an example; rank 0, or 1 for lists.
+      outputs: type of each feature of an example; rank 0, 1 for lists, or more for lists of arrays of one shape.
     """
 
     def several(record: Record) -> list[Record]:
@@ -61,7 +61,7 @@ def one_to_many(function: Callable[[Record], list[Record]], outputs: Mapping[str
             arrays = iter(python_op(examples, flat, types))
             columns = {}
             for key, spec in outputs.items():
-                values = tf.ensure_shape(next(arrays), [None])
+                values = tf.ensure_shape(next(arrays), [None, *spec.shape[1:]])
                 if spec.shape.rank:
                     values = tf.RaggedTensor.from_row_lengths(values, tf.ensure_shape(next(arrays), [None]))
                 columns[key] = values
@@ -80,12 +80,14 @@ def _name(function: Callable) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _bad(record: Record, name: str, error: ValueError) -> tuple[str, str, str]:
+def _bad(record: Record, name: str, error: ValueError) -> tuple[str, str, str, str]:
+    """The record, why, and how to put it right, with what `explain` finds it by in the files that it came from."""
     shown = json.dumps(record, ensure_ascii=False, default=str)
     return (
-        f"The record {shown[:200]}{'…' * (len(shown) > 200)} gives no example",
+        f"{shown[:200]}{'…' * (len(shown) > 200)}",
         f"{error} ({name})",
         "Correct the record, or take it out of the data",
+        told_by(record),
     )
 
 
@@ -136,4 +138,5 @@ def _column(values: list, spec: tf.TensorSpec) -> list[np.ndarray]:
     kind = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
     if spec.shape.rank == 0:
         return [np.array(values, kind)]
-    return [np.array([item for value in values for item in value], kind), np.array([*map(len, values)], np.int64)]
+    items = np.array([item for value in values for item in value], kind).reshape(-1, *spec.shape[1:])
+    return [items, np.array([*map(len, values)], np.int64)]

@@ -9,6 +9,7 @@ words together. The op that reads takes a position and keeps no state that its o
 depends on; an iterator is saved as the positions in its files.
 """
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -27,7 +28,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.tasks import originals
 from t5x_lite.tasks.originals import Part
 from t5x_lite.tasks.originals.reading import DataSet, Feature, Format, numbered
-from t5x_lite.tasks.sources import blamed, python_op
+from t5x_lite.tasks.sources import blamed, python_op, remember
 
 _FILES_AT_ONCE = 16
 _UNITS_AT_ONCE = 64
@@ -142,7 +143,10 @@ class Records(seqio.DataSource):
         if source:
             return _from_tfds(source, self._data, split, shuffle, seed, shard_info)
         shards, index = (shard_info.num_shards, shard_info.index) if shard_info else (1, 0)
-        return _from_files(self._parts(split), self._data, shuffle, seed, shards, index)
+        parts = self._parts(split)
+        paths = tuple(path for part in parts for path in part.paths)
+        remember(paths, functools.partial(_places, parts, self._data.features))
+        return _from_files(parts, self._data, shuffle, seed, shards, index)
 
     def _parts(self, split: str) -> list[Part]:
         parts = _files(self._data, self._split_map[split])
@@ -251,6 +255,16 @@ def _from_files(parts: list[Part], data: DataSet, shuffle, seed, shards: int, in
     else:
         (dataset,) = datasets
     return dataset.shuffle(data.shuffled, seed=seed) if shuffle else dataset
+
+
+def _places(parts: list[Part], features: Mapping[str, Feature]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, record) of every record that can be read."""
+    for part in parts:
+        names, form = "\n".join(part.paths), part.format
+        for number, unit in numbered(form, part.paths):
+            with contextlib.suppress(ValueError):
+                for record in form.parse(unit, number):
+                    yield f"{form.unit} {number + form.first} of {_shown(names)}", _chosen(record, features)
 
 
 def _shares(parts: list[Part], shards: int, index: int) -> list[tuple[Part, int, int]]:

@@ -8,9 +8,11 @@ number; `explain` makes the UserError of what tf.data raises then.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import seqio
@@ -87,6 +89,7 @@ class Documents(seqio.DataSource):
     ) -> tf.data.Dataset:
         paths = self.list_shards(split)
         kind = _one_format(paths)
+        remember(tuple(paths), functools.partial(_places, paths))
         shards, index = (shard_info.num_shards, shard_info.index) if shard_info else (1, 0)
         dataset = tf.data.Dataset.from_tensor_slices(_shares(paths, shards, index))
         if shuffle:
@@ -98,6 +101,16 @@ class Documents(seqio.DataSource):
         if shuffle:
             dataset = dataset.shuffle(SHUFFLED, seed=seed)
         return dataset.map(lambda text: {"text": text})
+
+
+def _places(paths: list[str]) -> Iterator[tuple[str, Mapping]]:
+    """(place, record) of every document."""
+    for path in paths:
+        decode = documents.DECODERS[documents.file_format(path)[0]]
+        for number, record in enumerate(documents.records(path), start=1):
+            text = decode(record)
+            if text is not None:
+                yield f"record {number} of {path}", {"text": text.decode("utf-8")}
 
 
 def _one_format(paths: list[str]) -> str:
@@ -232,9 +245,55 @@ def explain(error: Exception) -> UserError | None:
     text = str(error)
     if MARK in text:
         parts, _ = json.JSONDecoder().raw_decode(text[text.index(MARK) + len(MARK) :])
-        return UserError(*parts)
+        return UserError(*parts) if len(parts) == 3 else _refused(*parts)
     if isinstance(error, tf.errors.DataLossError):
         return _damaged(documents.plain(error.message))
+    return None
+
+
+def _refused(shown: str, why: str, fix: str, told: str) -> UserError:
+    """About a record that was read without fault, and that a task's format refuses."""
+    place = _place(told)
+    what = f"{place} gives no example: {shown}" if place else f"The record {shown} gives no example"
+    return UserError(what, why, fix)
+
+
+# For the files that were opened: what reads them once more as (place of a record, record).
+_opened: dict[tuple[str, ...], Callable[[], Iterator[tuple[str, Mapping]]]] = {}
+
+
+def remember(files: tuple[str, ...], reread: Callable[[], Iterator[tuple[str, Mapping]]]) -> None:
+    """Notes how records can be read again, so that `explain` can say where one of them stands.
+
+    A record in tf.data has no place: it would be a feature that tasks do not expect, and it is needed once.
+    """
+    _opened[files] = reread
+
+
+def told_by(record: Mapping) -> str:
+    """What tells a record from others, before and after it went through tf.data, which rounds its numbers."""
+    plain = json.dumps(_rounded(record), sort_keys=True, default=str)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _rounded(value):
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def _place(told: str, seconds: float = 60.0) -> str | None:
+    """Where the record is that `told_by` tells; None where it is in none of the files, or not found in time."""
+    deadline = time.monotonic() + seconds
+    for reread in _opened.values():
+        with contextlib.suppress(OSError, ValueError, UserError):
+            for place, record in reread():
+                if told_by(record) == told:
+                    return place[:1].upper() + place[1:]
+                if time.monotonic() > deadline:
+                    return None
     return None
 
 

@@ -41,6 +41,17 @@ def pad_nonspaced_languages(record: Mapping[str, Any], *, text_key: str = "text"
     return {**record, text_key: re2.squeeze(_UNSPACED.sub(r" \1 ", record[text_key]))}
 
 
+def filter_by_string_length(
+    record: Mapping[str, Any], *, text_key: str = "targets", min_length: int = 1, max_length: int = 1_000_000
+) -> Mapping[str, Any] | None:
+    """Leaves out texts that are too short or too long, in bytes of UTF-8.
+
+    Returns:
+      The record, or None.
+    """
+    return record if min_length <= len(record[text_key].encode("utf-8")) <= max_length else None
+
+
 def random_split_text(
     record: Mapping[str, Any],
     *,

@@ -6,7 +6,7 @@ from typing import Any
 
 from t5x_lite.tasks.formats import re2
 
-_MODES = ("train", "eval")
+_MODES = ("train", "eval", "fewshot_eval")
 
 
 def rank_classification(
@@ -27,12 +27,14 @@ def rank_classification(
       targets_fn: the answers.
       is_correct_fn: whether each is right.
       weight_fn: the weight of the record.
-      mode: "eval" for all answers, "train" for the right ones.
+      mode: "eval" for all answers, "train" for the right ones, "fewshot_eval" for all of them as one example: for
+        programs that put the same other records in front of each.
       passthrough_feature_keys: features that each example keeps.
 
     Returns:
       Examples of "idx" (list of two ints: the position, the number of the answer), "inputs", "targets" (str),
-      "is_correct" (bool), "weight" (float, with `weight_fn`) and the features passed through.
+      "is_correct" (bool), "weight" (float, with `weight_fn`) and the features passed through. In "fewshot_eval" one
+      example with the lists of all these, in the order of the answers.
 
     Raises:
       ValueError: the functions give different numbers of answers, the mode is unknown, or a feature passed through
@@ -57,6 +59,9 @@ def rank_classification(
         {"idx": [record["position"], number]} | dict(zip(columns, values)) | kept
         for number, values in enumerate(zip(*columns.values()))
     ]
+    if mode == "fewshot_eval":
+        names = ("idx", *columns, *kept)
+        return [{name: [example[name] for example in examples] for name in names}]
     return [example for example in examples if example["is_correct"]] if mode == "train" else examples
 
 
@@ -81,7 +86,7 @@ def rank_classification_formatter(
 
     Returns:
       As `rank_classification`: "idx" (list of two ints), "inputs", "targets" (str), "is_correct" (bool) and, with
-      `weight_key`, "weight" (float).
+      `weight_key`, "weight" (float); lists of them in the mode "fewshot_eval".
 
     Raises:
       ValueError: the numbers of formats differ, or a name is not that of a text.

@@ -25,7 +25,7 @@ def squad(record: Mapping[str, Any], *, include_context: bool = True) -> dict[st
     """
     answers = [pad_punctuation(answer) for answer in record["answers"]["text"]]
     if not answers:
-        raise ValueError("the list of its answers is empty")
+        raise ValueError("the list of its answers is empty: what has none, as in SQuAD 2.0, cannot be asked")
     question, context = pad_punctuation(record["question"]), pad_punctuation(record["context"])
     inputs = f"question: {question} context: {context}" if include_context else f"squad trivia question: {question}"
     return {

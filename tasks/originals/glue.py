@@ -20,6 +20,7 @@ from t5x_lite.tasks.originals.reading import (
     Record,
     label_id,
     lines,
+    utf8,
 )
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -43,10 +44,13 @@ def _table(path: str, *, needed: tuple[str, ...], columns: tuple[str, ...] = ())
 def _columns(header: bytes | None, needed: tuple[str, ...]) -> tuple[str, ...]:
     if header is None:
         raise ValueError("it holds no records")
-    columns = tuple(header.decode("utf-8").removesuffix("\r").split("\t"))
+    columns = tuple(utf8(header).removesuffix("\r").split("\t"))
     missing = [name for name in needed if name not in columns]
     if missing:
         raise ValueError(f"its first line names no column {missing[0]!r}, it names {', '.join(columns)}"[:300])
+    twice = [name for name in needed if columns.count(name) > 1]
+    if twice:
+        raise ValueError(f"its first line names the column {twice[0]!r} {columns.count(twice[0])} times")
     return columns
 
 
@@ -74,7 +78,7 @@ def _row(
     columns, row = unit
     if not row.strip():
         return []
-    cells = row.decode("utf-8").removesuffix("\r").split("\t")
+    cells = utf8(row).removesuffix("\r").split("\t")
     if len(cells) > len(columns) and not broken:
         raise ValueError(f"it has {len(cells)} columns, more than the {len(columns)} of the file")
     values = dict(zip(columns, cells))
@@ -209,7 +213,7 @@ def _comma_separated(row: bytes, number: int) -> list[Record]:
     if not row.strip():
         return []
     try:
-        (values,) = csv.reader([row.decode("utf-8")], strict=True)
+        (values,) = csv.reader([utf8(row)], strict=True)
     except csv.Error as error:
         raise ValueError(f"it is no line of comma-separated values ({error})") from None
     if len(values) != 3:

@@ -3,6 +3,7 @@
 Names and types are those of TFDS (squad, trivia_qa, natural_questions_open).
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -25,6 +26,7 @@ from t5x_lite.tasks.originals.reading import (
     lines,
     strings,
     text,
+    utf8,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -35,28 +37,43 @@ def _squad_questions(path: str) -> Iterator[Record]:
     """Every question with its title and context; answers to the same question are brought together, as in TFDS."""
     whole = from_json(text(path), "JSON")
     questions: dict[str, Record] = {}
-    for question in (q for entry in field(whole, "data", list) for q in _questions_of(entry)):
-        first = questions.setdefault(field(question, "id", str), question)
-        if first is not question:
-            first["answers"] += question["answers"]
+    for number, entry in enumerate(field(whole, "data", list)):
+        with _inside(f"data[{number}]"):
+            for question in _questions_of(entry):
+                first = questions.setdefault(question["id"], question)
+                if first is not question:
+                    first["answers"] += question["answers"]
     yield from questions.values()
 
 
 def _questions_of(entry: Record) -> Iterator[Record]:
     """The questions of an article, or an entry that is a question with its context, as Hugging Face writes them."""
-    if "paragraphs" not in entry:
+    if not isinstance(entry, dict) or "paragraphs" not in entry:
         answers = field(entry, "answers", dict)
         texts, starts = field(answers, "text", list), field(answers, "answer_start", list)
         if len(texts) != len(starts):
             shown = json.dumps(entry.get("id"))[:60]
             raise ValueError(f"the answers of its question {shown} are {len(texts)} texts with {len(starts)} starts")
-        yield entry | {"answers": [{"text": answer, "answer_start": start} for answer, start in zip(texts, starts)]}
+        given = [{"text": answer, "answer_start": start} for answer, start in zip(texts, starts)]
+        yield entry | {"id": field(entry, "id", str), "answers": given}
         return
-    for paragraph in field(entry, "paragraphs", list):
-        context = field(paragraph, "context", str)
-        for question in field(paragraph, "qas", list):
-            field(question, "answers", list)
-            yield question | {"title": entry.get("title", ""), "context": context}
+    for number, paragraph in enumerate(field(entry, "paragraphs", list)):
+        with _inside(f"paragraphs[{number}]"):
+            context, asked = field(paragraph, "context", str), field(paragraph, "qas", list)
+        for k, question in enumerate(asked):
+            with _inside(f"paragraphs[{number}].qas[{k}]"):
+                found = {"id": field(question, "id", str), "answers": field(question, "answers", list)}
+            yield question | found | {"title": entry.get("title", ""), "context": context}
+
+
+@contextlib.contextmanager
+def _inside(place: str) -> Iterator[None]:
+    """Adds to a reason where in the JSON of a file it holds."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(f"in {place}.{said[3:]}" if said.startswith("in ") else f"in {place}: {said}") from None
 
 
 def _squad_record(question: Record, number: int) -> list[Record]:
@@ -119,7 +136,7 @@ def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
     if evidence and not _is_folder(folder):
         raise ValueError(f"the documents that it names are looked for in {folder}, which is not there")
     decode = json.JSONDecoder().raw_decode
-    buffer, inside = "", False
+    buffer, inside, found = "", False, 0
     for chunk in _chunks(path):
         buffer += chunk
         if not inside:
@@ -141,11 +158,14 @@ def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
             except RecursionError:
                 raise ValueError("it has an article in it that is nested too deeply") from None
             yield folder, article
+            found += 1
         buffer = buffer[position:]
         if len(buffer) > _LONGEST:
             break
     if inside:
-        raise ValueError("it is not JSON, or breaks off")
+        raise ValueError(f'it is not JSON, or breaks off, in article {found + 1} of its array "Data"')
+    if not buffer.strip():
+        raise ValueError("it is empty")
     is_object = buffer.lstrip().startswith("{")
     raise ValueError('it has no array "Data"' if is_object else "it is not JSON, it begins with " + repr(buffer[:30]))
 
@@ -153,14 +173,14 @@ def _articles(path: str, *, evidence: bool) -> Iterator[tuple[str, Record]]:
 def _chunks(path: str) -> Iterator[str]:
     """The text of a file in large pieces of whole lines."""
     pending: list[bytes] = []
-    size = 0
-    for line in lines(path):
+    size, first = 0, 1
+    for number, line in enumerate(lines(path), start=1):
         pending += (line, b"\n")
         size += len(line)
         if size > _CHUNK:
-            yield b"".join(pending).decode("utf-8")
-            pending, size = [], 0
-    yield b"".join(pending).decode("utf-8")
+            yield utf8(b"".join(pending), first)
+            pending, size, first = [], 0, number + 1
+    yield utf8(b"".join(pending), first)
 
 
 def _is_folder(path: str) -> bool:
@@ -171,7 +191,7 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path)
 
 
-def _trivia_record(unit: tuple[str, Record], number: int, *, evidence: bool) -> list[Record]:
+def _trivia_record(unit: tuple[str, Record], number: int, *, evidence: bool, secret: bool) -> list[Record]:
     del number
     folder, article = unit
     record = {name: field(article, key, str).strip() for name, key in (
@@ -182,13 +202,13 @@ def _trivia_record(unit: tuple[str, Record], number: int, *, evidence: bool) -> 
             "question_id": field(article, "QuestionId", str),
             "entity_pages": _documents(article, "EntityPages", _PAGES, "wiki_context", folder, "wikipedia", evidence),
             "search_results": _documents(article, "SearchResults", _RESULTS, "search_context", folder, "web", evidence),
-            "answer": _answer(article),
+            "answer": _answer(article, secret),
         }
     ]
 
 
-def _answer(article: Record) -> Record:
-    if "Answer" not in article:
+def _answer(article: Record, secret: bool) -> Record:
+    if "Answer" not in article and secret:
         return {"aliases": [], "normalized_aliases": [], **_SECRET}
     answer = field(article, "Answer", dict)
     optional = {"MatchedWikiEntryName": "", "NormalizedMatchedWikiEntryName": ""}
@@ -207,9 +227,11 @@ def _documents(article, key, names, context, folder, kind, evidence) -> Record:
             continue
         try:
             with documents.open_file(os.path.join(folder, kind, field(item, "Filename", str))) as file:
-                read = file.read().decode("utf-8")
+                read = utf8(file.read())
         except OSError:
             continue  # Some documents could not be had when the data set was made.
+        except ValueError as error:
+            raise ValueError(f"its document {kind}/{item['Filename']} cannot be read: {error}") from None
         for name, source in names.items():
             value = field(item, source, int if name == "rank" else str)
             columns[name].append(value.strip() if isinstance(value, str) else value)
@@ -218,11 +240,13 @@ def _documents(article, key, names, context, folder, kind, evidence) -> Record:
 
 
 def _trivia(prefix: str, folders: tuple[str, ...], download: str, evidence: bool) -> DataSet:
-    form = Format(
-        functools.partial(_articles, evidence=evidence),
-        functools.partial(_trivia_record, evidence=evidence),
-        unit="article",
-    )
+    def form(secret: bool) -> Format:
+        return Format(
+            functools.partial(_articles, evidence=evidence),
+            functools.partial(_trivia_record, evidence=evidence, secret=secret),
+            unit="article",
+        )
+
     endings = {"train": "train", "validation": "dev", "test": "test-without-answers"}
     return DataSet(
         features={
@@ -231,7 +255,9 @@ def _trivia(prefix: str, folders: tuple[str, ...], download: str, evidence: bool
             "search_results": {**dict.fromkeys(_RESULTS, TEXTS), "rank": [NUMBER], "search_context": TEXTS},
             "answer": {**dict.fromkeys(_ANSWER, TEXT), "aliases": TEXTS, "normalized_aliases": TEXTS},
         },
-        splits={split: ((Files((f"{prefix}*{ending}.json",), form),),) for split, ending in endings.items()},
+        splits={
+            split: ((Files((f"{prefix}*{ending}.json",), form(split == "test")),),) for split, ending in endings.items()
+        },
         folders=folders,
         download=download,
         # A record with its documents has some 100 kB.
@@ -264,8 +290,13 @@ def _natural_question(line: bytes, number: int) -> list[Record]:
     if "document_tokens" in row:
         for token in field(row, "document_tokens", list):
             field(token, "token", str)
+        size = len(row["document_tokens"])
     else:
-        field(row, "document_text", str)
+        size = field(row, "document_text", str).count(" ") + 1
+    for answer in row["annotations"][0]["short_answers"]:
+        start, end = answer["start_token"], answer["end_token"]
+        if not 0 <= start < end <= size:
+            raise ValueError(f"its short answer is the tokens {start} to {end} of a document of {size}")
     record = natural_question(row)
     return [] if record is None else [record]
 

@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ TEXT, TEXTS, LABEL, NUMBER = "string", ["string"], "int64", "int32"
 
 # The least number of TFDS's int32.
 _LEAST = -(1 << 31)
+LINE_END = b"\n"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -124,29 +126,51 @@ def side_by_side(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | 
 def _lines_of_one(path: str) -> Iterator[bytes]:
     """The lines of a file that is read beside another, so that a reason has to say which it is about.
 
-    Crawled text may have a NUL byte in one line of millions, which TFDS keeps too.
+    Crawled text may have a NUL byte in one line of millions, which TFDS keeps too. It may also have a carriage return
+    at the end of some lines, which belongs to them; where it ends the first line, it is a part of line ends.
     """
     try:
-        yield from _raw_lines(path)
+        rows = _raw_lines(path)
+        first = next(rows, None)
+        if first is None:
+            return
+        end = b"\r" if first.endswith(b"\r") else b""
+        for line in itertools.chain([first], rows):
+            yield line.removesuffix(end)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"the file {os.path.basename(path)} is damaged ({error})") from None
 
 
 def text(path: str) -> str:
     """A whole file, which may be compressed with gzip."""
-    return b"\n".join(lines(path)).decode("utf-8")
+    return utf8(b"\n".join(lines(path)))
+
+
+def utf8(data: bytes, first_line: int = 1) -> str:
+    """Bytes as text; of several lines, the first of which has a number in its file, the bad one is named."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line = f"in line {first_line + before.count(LINE_END)} " if LINE_END in data else ""
+        place = error.start - before.rfind(LINE_END)
+        raise ValueError(f"{line}it is not UTF-8: {error.reason}, 0x{data[error.start]:02x}, at byte {place}") from None
 
 
 def from_json(source: bytes | str, what: str) -> Any:
     """The value that JSON stands for; `what` it is meant to be is for messages."""
+    source = utf8(source) if isinstance(source, bytes) else source
+    if not source.strip():
+        raise ValueError("it is empty")
     try:
         return json.loads(source)
-    except UnicodeDecodeError:
-        raise
     except RecursionError:
         raise ValueError(f"it is not {what}: it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"it is not {what} ({error})") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in source else ""
+        raise ValueError(f"it is not {what}: {error.msg} at {line}column {error.colno}") from None
+    except ValueError as error:  # a number with too many digits
+        raise ValueError(f"it is not {what}: {error}") from None
 
 
 def json_object(line: bytes) -> Record | None:
@@ -155,7 +179,7 @@ def json_object(line: bytes) -> Record | None:
         return None
     value = from_json(line, "one JSON object a line")
     if not isinstance(value, dict):
-        raise ValueError(f"it is JSON of type {type(value).__name__}, not an object")
+        raise ValueError(f"it is JSON of type {type(value).__name__}, not an object: there is to be one in each line")
     return value
 
 
@@ -213,10 +237,9 @@ def label_id(label: str | int, names: tuple[str, ...], secret: bool) -> int:
     """
     if label in names:
         return names.index(label)
-    try:
-        value = int(label)
-    except ValueError:
-        value = None
+    # Python's int would take underscores, and digits of other scripts, too.
+    written = label.strip(" ") if isinstance(label, str) else str(int(label))
+    value = int(written) if re.fullmatch("-?[0-9]{1,9}", written) else None
     if value == -1 and not secret:
         raise ValueError("its label is -1, which stands for a secret one: only files of a test split have it")
     if value is None or not -1 <= value < len(names):

@@ -65,14 +65,15 @@ def _record(row: Record, *, secret: bool) -> list[Record]:
     """A record for each query of a passage. Entities and answers are sorted, each once."""
     passage, index = field(row, "passage", dict), field(row, "idx", int)
     text = field(passage, "text", str)
-    entities = {
-        text[field(entity, "start", int) : field(entity, "end", int) + 1] for entity in field(passage, "entities", list)
-    }
+    entities = {_entity(text, entity) for entity in field(passage, "entities", list)}
 
     def answers(query: Record) -> set[str]:
         if "answers" not in query and secret:
             return set()
-        return {field(answer, "text", str) for answer in field(query, "answers", list)}
+        found = {field(answer, "text", str) for answer in field(query, "answers", list)}
+        if not found and not secret:
+            raise ValueError("one of its queries has no answers: only files of a test split have such ones")
+        return found
 
     return [
         {
@@ -84,6 +85,13 @@ def _record(row: Record, *, secret: bool) -> list[Record]:
         }
         for query in field(row, "qas", list)
     ]
+
+
+def _entity(text: str, entity: Record) -> str:
+    start, end = field(entity, "start", int), field(entity, "end", int)
+    if not 0 <= start <= end or not text[start : end + 1]:
+        raise ValueError(f"it has an entity from {start} to {end}, and its text has {len(text)} characters")
+    return text[start : end + 1]
 
 
 def _wsc(row: Record, *, repaired: bool, names: tuple[str, ...], secret: bool) -> list[Record]:

@@ -17,6 +17,7 @@ from t5x_lite.tasks.originals.reading import (
     Record,
     lines,
     side_by_side,
+    utf8,
 )
 
 Names = tuple[str, ...]
@@ -31,6 +32,9 @@ def _pair(unit: tuple[bytes | None, bytes | None], number: int, *, languages: tu
     del number
     if None in unit:
         ended, goes_on = languages if unit[0] is None else languages[::-1]
+        # Blank lines at the end of one file are nothing that the other lacks.
+        if not (unit[0] or unit[1] or b"").strip():
+            return []
         raise ValueError(f"the file of {ended} ends before it and the file of {goes_on} goes on: lines do not pair up")
     if not all(unit):
         return []
@@ -39,9 +43,9 @@ def _pair(unit: tuple[bytes | None, bytes | None], number: int, *, languages: tu
 
 def _decoded(side: bytes, language: str) -> str:
     try:
-        return side.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"in the file of {language} it is not UTF-8: {error}") from None
+        return utf8(side)
+    except ValueError as error:
+        raise ValueError(f"in the file of {language} {error}") from None
 
 
 def _segments(left: str, right: str) -> Iterator[tuple[bytes | None, bytes | None]]:
@@ -56,7 +60,7 @@ def _columns(line: bytes, number: int, *, languages: tuple[str, str]) -> list[Re
     """A pair in two columns. The published files have some lines of another kind, which TFDS leaves out too."""
     if not line.strip():
         return []
-    sides = [side.strip() for side in line.decode("utf-8").split("\t")]
+    sides = [side.strip() for side in utf8(line).split("\t")]
     if len(sides) != 2:
         if number == 0:
             raise ValueError(f"it has {len(sides)} columns, not one for each of {' and '.join(languages)}")

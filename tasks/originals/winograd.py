@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-from t5x_lite.tasks.originals.reading import LABEL, TEXT, DataSet, Files, Format, Record, lines
+from t5x_lite.tasks.originals.reading import LABEL, TEXT, DataSet, Files, Format, Record, lines, utf8
 
 Unit = tuple[bytes, ...]
 
@@ -16,12 +16,15 @@ def _blocks(path: str) -> Iterator[Unit]:
 
 def _record(block: Unit, number: int) -> list[Record]:
     """Sentence, pronoun, two candidates and the right one of them. Names and types are those of TFDS."""
-    del number
-    parts = [line.decode("utf-8").strip() for line in block]
+    parts = [utf8(line).strip() for line in block]
     if not any(parts):
         return []
     if len(parts) < 4 or any(parts[4:]):
-        raise ValueError("it is not a sentence, a pronoun, two candidates, the answer and a blank line")
+        start = 5 * number + 1
+        raise ValueError(
+            f"its lines {start} to {start + len(parts) - 1} are not a sentence, a pronoun, two candidates, the answer "
+            "and a blank line"
+        )
     sentence, pronoun, both, answer = parts[:4]
     candidates = [candidate.strip() for candidate in both.split(",")]
     if len(candidates) != 2:
@@ -33,7 +36,7 @@ def _record(block: Unit, number: int) -> list[Record]:
     ]  # fmt: skip
 
 
-_FORMAT = Format(_blocks, _record, unit="block of five lines")
+_FORMAT = Format(_blocks, _record, unit="block")
 
 DATA_SETS = {
     "definite_pronoun_resolution": DataSet(

@@ -256,6 +256,8 @@ def rows_of(*rows):
 BOOLQ = {"question": "q", "passage": "p", "idx": 0, "label": True}
 WSC = {"text": "A b .", "idx": 0, "label": True, "target": {
     "span1_text": "z", "span1_index": 0, "span2_text": "b", "span2_index": 1}}  # fmt: skip
+ARTICLE = {"Question": "q", "QuestionSource": "s", "QuestionId": "i"}
+BEYOND = {"start_token": 0, "end_token": 2}
 SQUAD = {"context": "c", "qas": [{"id": "1", "question": "q", "answers": [{"text": "a"}]}]}
 MALFORMED = {
     ("glue/sst2", "SST-2/train.tsv"): [
@@ -263,9 +265,16 @@ MALFORMED = {
         (sst("a\t2"), r"Line 2 .* Its label '2' is neither one of negative, positive"),
         (sst("a\tgood"), r"Line 2 .* Its label 'good'"),
         (sst("a\t"), r"Line 2 .* Its label ''"),
-        (sst("a\t1") + b"\n\xff\t1", r"Line 3 .* can't decode byte 0xff"),
+        (
+            sst("a\t1") + b"\n\xff\t1",
+            r"Line 3 of .* cannot be read. It is not UTF-8: invalid start byte, 0xff, at byte 1\.",
+        ),
         (b"text\tlabel\na\t1", r"train.tsv cannot be read. Its first line names no column 'sentence'"),
         (b"sentence\na", r"train.tsv cannot be read. Its first line names no column 'label'"),
+        (b"label\tsentence\tlabel\n", r"train.tsv cannot be read. Its first line names the column 'label' 2 times"),
+        (sst("a\t0_1"), r"Line 2 .* Its label '0_1'"),
+        (sst("a\t\u0661"), r"Line 2 .* Its label '\u0661'"),
+        (b"\xff\tlabel\n", r"train.tsv cannot be read. It is not UTF-8"),
         (b"", r"train.tsv cannot be read. It holds no records"),
         (sst(), r"train.tsv cannot be read. It holds no records"),
         (sst("", " "), r"train.tsv cannot be read. It holds no records"),
@@ -293,9 +302,9 @@ MALFORMED = {
         (b'a,"b,1\n', r"Line 1 .* no line of comma-separated values"),
     ],
     ("super_glue/boolq", "BoolQ/train.jsonl"): [
-        (b'{"question": ', r"Line 1 .* It is not one JSON object a line"),
-        (b"[1]", r"Line 1 .* It is JSON of type list"),
-        (b'{"question": "\xff"}', r"Line 1 .* can't decode byte"),
+        (b'{"question": ', r"Line 1 .* It is not one JSON object a line: Expecting value at column 14\."),
+        (b"[1]", r"Line 1 .* It is JSON of type list, not an object: there is to be one in each line"),
+        (b'{"question": "\xff"}', r"Line 1 .* It is not UTF-8: invalid start byte, 0xff, at byte 15\."),
         (rows_of(BOOLQ, {"question": "q"}), r"Line 2 .* It has no field 'passage', its fields are question"),
         (rows_of({**BOOLQ, "idx": "0"}), r"Its field 'idx' is \"0\", not of type int"),
         (rows_of({**BOOLQ, "label": 3}), r"Its label 3 is neither one of False, True"),
@@ -319,23 +328,42 @@ MALFORMED = {
     ],
     ("super_glue/record", "ReCoRD/train.jsonl"): [
         (rows_of({"idx": 1, "passage": {"text": "x"}}), r"no field 'entities'"),
+        (
+            rows_of({"idx": 1, "passage": {"text": "x", "entities": [{"start": 1, "end": 4}]}, "qas": []}),
+            r"Line 1 .* It has an entity from 1 to 4, and its text has 1 characters",
+        ),
+        (
+            rows_of(
+                {"idx": 1, "passage": {"text": "x", "entities": []}, "qas": [{"idx": 0, "query": "q", "answers": []}]}
+            ),
+            r"Line 1 .* One of its queries has no answers",
+        ),
     ],
     ("super_glue/wsc.fixed", "WSC/train.jsonl"): [(rows_of(WSC), r"Its span1_text 'Z' is not in the text")],
     ("definite_pronoun_resolution", "dpr/train.c.txt"): [
-        (b"s\np\na,b\nc\n", r"Block of five lines 1 of .* Its answer 'c' is neither"),
-        (b"s\np\na,b\na\n\ns\np", r"Block of five lines 2 of .* It is not a sentence, a pronoun"),
+        (b"s\np\na,b\nc\n", r"Block 1 of .* Its answer 'c' is neither"),
+        (b"s\np\na,b\na\n\ns\np", r"Block 2 of .* Its lines 6 to 7 are not a sentence, a"),
         (b"s\np\na\na\n", r"Its third line 'a' has 1 candidates"),
     ],
     ("squad/v1.1", "squad/train-v1.1.json"): [
-        (b'{"data": \n[', r"train-v1.1.json cannot be read. It is not JSON .*line 2 column"),
+        (b'{"data": \n[', r"train-v1.1.json cannot be read. It is not JSON: .* at line 2, column 2"),
+        (b"", r"train-v1.1.json cannot be read. It is empty"),
+        (rows_of({"data": [5]}), r"train-v1.1.json cannot be read. In data\[0\]: there is 5 where an object"),
+        (
+            rows_of({"data": [{"paragraphs": [SQUAD, {**SQUAD, "qas": [{"id": "2"}]}]}]}),
+            r"json cannot be read. In data\[0\].paragraphs\[1\].qas\[0\]: it has no field 'answers', its fields are id",
+        ),
         (b"{}", r"train-v1.1.json cannot be read. It has no field 'data'"),
         (rows_of({"data": [{"paragraphs": [SQUAD]}]}), r"Question 1 .* no field 'answer_start'"),
         (rows_of({"data": []}), r"train-v1.1.json cannot be read. It holds no records"),
-        (b"\xff", r"train-v1.1.json cannot be read. .* can't decode byte"),
+        (
+            b'{"data":\n"a\xff',
+            r"train-v1.1.json cannot be read. In line 2 it is not UTF-8: invalid start .* at byte 3\.",
+        ),
         (b"[" * 100_000, r"train-v1.1.json cannot be read. It is not JSON: it is nested too deeply"),
         (
             rows_of({"data": [{"id": "7", "answers": {"text": ["a"], "answer_start": []}}]}),
-            r'The answers of its question "7" are 1 texts with 0 starts',
+            r'the answers of its question "7" are 1 texts with 0 starts',
         ),
         (
             rows_of(
@@ -359,7 +387,14 @@ MALFORMED = {
     ],
     ("trivia_qa/unfiltered.nocontext", "trivia_qa/unfiltered-web-train.json"): [
         (b"{}", r'train.json cannot be read. It has no array "Data"'),
-        (b'{"Data": [{"Q', r"train.json cannot be read. It is not JSON, or breaks off"),
+        (
+            b'{"Data": [{"Q',
+            r'train.json cannot be read. It is not JSON, or breaks off, in article 1 of its array "Data"',
+        ),
+        (b"", r"train.json cannot be read. It is empty"),
+        (b'{"Data": [\n{"Q": "\xff"}]}', r"train.json cannot be read. In line 2 it is not UTF-8"),
+        (rows_of({"Data": [{**ARTICLE, "Answer": {}}]}), r"Article 1 of .* no field 'Aliases'"),
+        (rows_of({"Data": [ARTICLE]}), r"Article 1 of .* It has no field 'Answer'"),
         (b'{"Data": [{}]}', r"Article 1 of .* no field 'Question'"),
         (b'{"Data": []}', r"train.json cannot be read. It holds no records"),
         (b"<html>no", r"train.json cannot be read. It is not JSON, it begins with '<html>no"),
@@ -374,6 +409,10 @@ MALFORMED = {
         (rows_of({"question_text": "q"}), r"Line 1 .* no field 'annotations'"),
         (rows_of({"question_text": "q", "annotations": []}), r"Line 1 .* Its field 'annotations' is empty"),
         (
+            rows_of({"question_text": "q", "document_text": "d", "annotations": [{"short_answers": [BEYOND]}]}),
+            r"Line 1 .* Its short answer is the tokens 0 to 2 of a document of 1\.",
+        ),
+        (
             rows_of({"question_text": "q", "document_text": "d", "annotations": [{"short_answers": []}]}),
             r"train.jsonl cannot be read. It holds no records",
         ),
@@ -382,7 +421,7 @@ MALFORMED = {
     ("xsum", "xsum/train.jsonl"): [(rows_of({"document": 1}), r"Line 1 .* field 'document' is 1, not of type str")],
     ("wmt14_translate/de-en", "wmt14/train.de-en.tsv"): [
         (b"one column\n", r"Line 1 .* It has 1 columns, not one for each of de and en"),
-        (b"a\tb\na\t\xff", r"Line 2 .* can't decode byte"),
+        (b"a\tb\na\t\xff", r"Line 2 .* It is not UTF-8"),
     ],
     ("c4/multilingual", "mc4/c4-de.tfrecord-0.json"): [(rows_of({"text": "t"}), r"Line 1 .* no field 'timestamp'")],
 }
@@ -452,7 +491,7 @@ def test_paraphrases_with_damaged_ids(content, message, split, tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("train.en", b"a\n\xff\n", "Line 2 of .* In the file of en it is not UTF-8: .* can't decode byte 0xff"),
+        ("train.en", b"a\n\xff\n", "Line 2 of .* In the file of en it is not UTF-8: .*, 0xff, at byte 1"),
         ("train.de.gz", b"no gzip", "The file train.de.gz is damaged .Not a gzipped file"),
     ],
 )
@@ -490,6 +529,18 @@ def test_paraphrases_without_the_ids_of_the_validation_split(tmp_path):
         UserError, match="msr_paraphrase_train.txt and .*dev_ids.tsv cannot be read. The file of ids is"
     ):
         records.Records("glue/mrpc:1.0.0").num_input_examples("train")
+
+
+def test_line_ends_of_parallel_files(tmp_path):
+    """A carriage return within a line belongs to its sentence; where it ends the first line, it is a part of line ends.
+
+    Blank lines at the end of one file alone are no sentences.
+    """
+    (tmp_path / "wmt14").mkdir()
+    (tmp_path / "wmt14/train.de").write_bytes(b"\xef\xbb\xbfa\r\nb\rb\r\n\r\n\n")
+    (tmp_path / "wmt14/train.en").write_bytes(b"c\nd\r\n")
+    _, found = read(tmp_path, "wmt14_translate/de-en", "train")
+    assert [plain(row) for row in found] == [{"de": "a", "en": "c"}, {"de": "b\rb", "en": "d\r"}]
 
 
 def test_sgml_of_unequal_length(tmp_path):
