@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t5x_lite.data.packing import OPEN_ROWS, Packer, encoder_decoder, feature_types, fill
+from t5x_lite.data.packing import OPEN_ROWS, Packer, decoder_only, encoder_decoder, feature_types, fill
 from t5x_lite.data.requests import bucket, inputs_batch, pairs_batch
 
 LENGTHS = {"inputs": 20, "targets": 9}
@@ -124,3 +124,31 @@ def test_requests_become_padded_batches():
     assert pairs["encoder_input_tokens"].shape == (3, 32) and pairs["decoder_target_tokens"].shape == (3, 16)
     assert pairs["decoder_input_tokens"][0, :4].tolist() == [0, 8, 9, 0]
     assert pairs["decoder_loss_weights"].sum(axis=1).tolist() == [3, 1, 0]
+
+
+def one_by_one(row, length, prefix, loss_on_inputs):
+    """The features of a row for a decoder alone, written example by example."""
+    features = {name: [] for name in ("input", "target", "weights", "causal", "segments")}
+    for number, example in enumerate(row, start=1):
+        inputs, targets = example["inputs"].tolist(), example["targets"].tolist()
+        features["target"] += inputs + targets
+        features["input"] += [0, *inputs, *targets][:-1]
+        features["weights"] += [float(loss_on_inputs)] * len(inputs) + [1.0] * len(targets)
+        features["causal"] += [1] * (len(inputs) + 1) + [0] * (len(targets) - 1)
+        features["segments"] += [number] * (len(inputs) + len(targets))
+    return {name: values + [0] * (length - len(values)) for name, values in features.items()}
+
+
+@pytest.mark.parametrize(("prefix", "loss_on_inputs"), [(True, False), (False, True)])
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_decoder_alone_reads_inputs_and_targets_as_one_sequence(pack, prefix, loss_on_inputs):
+    rows = packed(examples(40, seed=3), pack)
+    batch = decoder_only(fill(rows, LENGTHS), pack, prefix, loss_on_inputs)
+    expected = [one_by_one(row, sum(LENGTHS.values()), prefix, loss_on_inputs) for row in rows]
+    names = {"input": "decoder_input_tokens", "target": "decoder_target_tokens", "weights": "decoder_loss_weights"}
+    names |= ({"causal": "decoder_causal_attention"} if prefix else {}) | (
+        {"segments": "decoder_segment_ids"} if pack else {}
+    )
+    assert set(batch) == set(names.values())
+    for ours, name in names.items():
+        np.testing.assert_array_equal(batch[name], [row[ours] for row in expected], err_msg=name)

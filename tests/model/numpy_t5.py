@@ -79,43 +79,62 @@ def _bias(table, length, bidirectional, max_distance):
     return bias
 
 
+def _stack(arch, params, stack, x, own, encoded=None, across=None, bidirectional=False):
+    """The output [L, D] of a stack's layers and norm. `own[i]` and `across[i]` list what position i sees."""
+    epsilon, heads = arch.norm_epsilon, arch.num_heads
+    layers = params[stack]["layers"]
+    attention = "attention" if stack == "encoder" else "self_attention"
+
+    def norm(x, scale):
+        return _norm(x, np.asarray(scale, np.float64), epsilon)
+
+    def bias_of(layer):
+        table = layers["relpos_bias"]["rel_embedding"][layer] if arch.relative_bias_per_layer else shared
+        return _bias(table, len(x), bidirectional, arch.relative_max_distance)
+
+    shared = None if arch.relative_bias_per_layer else params[stack]["relpos_bias"]["rel_embedding"]
+    for layer in range(arch.encoder_layers if stack == "encoder" else arch.decoder_layers):
+        h = norm(x, layers[f"pre_{attention}_layer_norm"]["scale"][layer])
+        x = x + _attention(h, h, layers[attention], layer, heads, bias_of(layer), own)
+        if encoded is not None:
+            h = norm(x, layers["pre_cross_attention_layer_norm"]["scale"][layer])
+            x = x + _attention(h, encoded, layers["encoder_decoder_attention"], layer, heads, None, across)
+        h = norm(x, layers["pre_mlp_layer_norm"]["scale"][layer])
+        x = x + _mlp(h, layers["mlp"], layer, arch.mlp_activations)
+        if arch.adapter_dim:
+            h = norm(x, layers["adapter"]["layer_norm"]["scale"][layer])
+            x = x + _mlp(h, layers["adapter"], layer, ("relu",))
+    return norm(x, params[stack][f"{stack}_norm"]["scale"])
+
+
+def _head(params, x):
+    embedding = np.asarray(params["token_embedder"]["embedding"], np.float64)
+    if "logits_dense" in params["decoder"]:
+        return x @ np.asarray(params["decoder"]["logits_dense"]["kernel"], np.float64)
+    return x / math.sqrt(embedding.shape[1]) @ embedding.T
+
+
 def _row(arch, params, inputs, targets, input_segments, target_segments):
     embedding = np.asarray(params["token_embedder"]["embedding"], np.float64)
-    epsilon, heads = arch.norm_epsilon, arch.num_heads
-
-    def norm(x, stack, name, layer):
-        return _norm(x, np.asarray(stack["layers"][name]["scale"][layer], np.float64), epsilon)
-
     sources, queries = range(len(inputs)), range(len(targets))
     among_inputs = [[j for j in sources if input_segments[j] == input_segments[i] != 0] for i in sources]
     before = [[j for j in queries if j <= i and target_segments[j] == target_segments[i] != 0] for i in queries]
     across = [[j for j in sources if input_segments[j] == target_segments[i] != 0] for i in queries]
+    encoder = "decoder" if arch.structure == "shared" else "encoder"
+    encoded = _stack(arch, params, encoder, embedding[inputs], among_inputs, bidirectional=True)
+    return _head(params, _stack(arch, params, "decoder", embedding[targets], before, encoded, across))
 
-    stack = params["encoder"]
-    x = embedding[inputs]
-    bias = _bias(stack["relpos_bias"]["rel_embedding"], len(inputs), True, arch.relative_max_distance)
-    for layer in range(arch.encoder_layers):
-        h = norm(x, stack, "pre_attention_layer_norm", layer)
-        x = x + _attention(h, h, stack["layers"]["attention"], layer, heads, bias, among_inputs)
-        h = norm(x, stack, "pre_mlp_layer_norm", layer)
-        x = x + _mlp(h, stack["layers"]["mlp"], layer, arch.mlp_activations)
-    encoded = _norm(x, np.asarray(stack["encoder_norm"]["scale"], np.float64), epsilon)
 
-    stack = params["decoder"]
-    x = embedding[targets]
-    bias = _bias(stack["relpos_bias"]["rel_embedding"], len(targets), False, arch.relative_max_distance)
-    for layer in range(arch.decoder_layers):
-        h = norm(x, stack, "pre_self_attention_layer_norm", layer)
-        x = x + _attention(h, h, stack["layers"]["self_attention"], layer, heads, bias, before)
-        h = norm(x, stack, "pre_cross_attention_layer_norm", layer)
-        x = x + _attention(h, encoded, stack["layers"]["encoder_decoder_attention"], layer, heads, None, across)
-        h = norm(x, stack, "pre_mlp_layer_norm", layer)
-        x = x + _mlp(h, stack["layers"]["mlp"], layer, arch.mlp_activations)
-    x = _norm(x, np.asarray(stack["decoder_norm"]["scale"], np.float64), epsilon)
-
-    if "logits_dense" in stack:
-        return x @ np.asarray(stack["logits_dense"]["kernel"], np.float64)
-    return x / math.sqrt(embedding.shape[1]) @ embedding.T
+def _row_alone(arch, params, tokens, segments, is_prefix):
+    """A decoder alone: what lies ahead is seen within a prefix only."""
+    embedding = np.asarray(params["token_embedder"]["embedding"], np.float64)
+    places = range(len(tokens))
+    own = [
+        [j for j in places if segments[j] == segments[i] != 0 and (j <= i or (is_prefix[i] and is_prefix[j]))]
+        for i in places
+    ]
+    bidirectional = arch.structure == "prefix_lm"
+    return _head(params, _stack(arch, params, "decoder", embedding[tokens], own, bidirectional=bidirectional))
 
 
 def logits(arch, params, batch):
@@ -123,9 +142,13 @@ def logits(arch, params, batch):
 
     Without segment ids a row is one example: all of its targets see all inputs that are not padding (id 0).
     """
-    inputs, targets = np.asarray(batch["encoder_input_tokens"]), np.asarray(batch["decoder_input_tokens"])
-    input_segments = np.asarray(batch.get("encoder_segment_ids", inputs != 0)).astype(int)
+    targets = np.asarray(batch["decoder_input_tokens"])
     target_segments = np.asarray(batch.get("decoder_segment_ids", np.ones_like(targets))).astype(int)
+    if arch.decoder_only:
+        prefixes = np.asarray(batch.get("decoder_causal_attention", np.zeros_like(targets)))
+        return np.stack([_row_alone(arch, params, *row) for row in zip(targets, target_segments, prefixes)])
+    inputs = np.asarray(batch["encoder_input_tokens"])
+    input_segments = np.asarray(batch.get("encoder_segment_ids", inputs != 0)).astype(int)
     rows = zip(inputs, targets, input_segments, target_segments)
     return np.stack([_row(arch, params, *row) for row in rows])
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from t5x_lite import program
+from t5x_lite.errors import UserError
 from tests.train import tiny
 
 BATCHES = [tiny.rows(seed) for seed in range(3)]
@@ -167,3 +168,47 @@ def test_the_optimizer_state_is_cut_as_its_parameters():
     # The row means of [embed, mlp] keep embed.
     held = [leaf for leaf in jax.tree.leaves(laid.state["opt_state"]) if leaf.shape == (2, 32)]
     assert any(leaf.sharding.shard_shape(leaf.shape) == (2, 32 // 8) for leaf in held)
+
+
+def test_frozen_parameters_stay_bit_for_bit_and_cost_no_optimizer_state(plain):
+    """The paper's adapters are trained with the norms: `TRAINABLE` is a list of patterns."""
+    job = tiny.job(trainable=["norm", "decoder/layers/mlp"])
+    state, metrics = tiny.runner(job)(BATCHES)
+    moved = set()
+    for (path, before), (_, after) in zip(
+        jax.tree_util.tree_leaves_with_path(tiny.params()), jax.tree_util.tree_leaves_with_path(state["params"])
+    ):
+        name = "/".join(key.key for key in path)
+        if np.array_equal(before, after):
+            assert "norm" not in name and "decoder/layers/mlp" not in name, name
+            assert before.tobytes() == after.tobytes()
+        else:
+            moved.add(name)
+    assert moved and all("norm" in name or name.startswith("decoder/layers/mlp/") for name in moved)
+    # The same loss as ever at the first step, and the norm of the gradient is of what is trained.
+    assert metrics[0]["loss"] == pytest.approx(plain[1][0]["loss"], rel=1e-6)
+    assert metrics[0]["grad_norm"] < plain[1][0]["grad_norm"]
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    # Three matrices of the decoder's feed-forward layer in row and column means, norms whole.
+    assert size(state["opt_state"]) < size(plain[0]["opt_state"]) / 3
+
+
+@pytest.mark.parametrize(
+    ("trainable", "text"),
+    [
+        (
+            ["adaptor"],
+            "TRAINABLE has 'adaptor'. It is found in none of the 26 parameters, such as token_embedder/embed",
+        ),
+        ("norm", "TRAINABLE is 'norm'. It must be a list of regular expressions, or None for all parameters. Write"),
+        ([], r"TRAINABLE is []. It must be a list"),
+        (["(norm"], "TRAINABLE has '(norm'. It is no regular expression: missing ), unterminated subpattern"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(trainable, text):
+    with jax.set_mesh(tiny.ONE.build(jax.devices()[:1])), pytest.raises(UserError) as raised:
+        program.lay_out(tiny.job(trainable=trainable), jax.sharding.get_mesh())
+    assert text in str(raised.value)
