@@ -28,6 +28,7 @@ PAGES = [
     "docs/define_a_task.md",
     "docs/cache.md",
     "docs/finetune.md",
+    "docs/architectures.md",
     "docs/downstream_tasks.md",
     "docs/evaluate.md",
     "docs/convert.md",
@@ -158,3 +159,13 @@ def test_all_pages_are_tested_and_linked():
     readme = (ROOT / "README.md").read_text()
     for page in pages:
         assert f"({page})" in readme, f"README.md does not lead to {page}"
+
+
+def test_pages_that_files_name_are_there():
+    """Comments and messages lead to pages as docs/NAME.md; a page may be renamed."""
+    for file in (
+        path for folder in ("gin", "tasks", "t5x_lite", "tpu", "examples") for path in (ROOT / folder).rglob("*")
+    ):
+        if file.suffix in (".gin", ".py", ".md"):
+            for page in re.findall(r"docs/\w+\.md", file.read_text(encoding="utf-8")):
+                assert (ROOT / page).exists(), f"{file.relative_to(ROOT)} names {page}, which is not there"

@@ -201,7 +201,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_cost_no_optimizer_state(plain):
     [
         (
             ["adaptor"],
-            "TRAINABLE has 'adaptor'. It is found in none of the 26 parameters, such as token_embedder/embed",
+            "TRAINABLE has 'adaptor'. It is found in none of the 29 parameters, such as token_embedder/embed",
         ),
         ("norm", "TRAINABLE is 'norm'. It must be a list of regular expressions, or None for all parameters. Write"),
         ([], r"TRAINABLE is []. It must be a list"),

@@ -87,7 +87,7 @@ def test_adapters_are_put_into_a_checkpoint_and_trained_alone(trained, train_fla
             {"architecture.Architecture.structure": "language_model"},
             "Architecture.encoder_layers is 2. It must be 0, for a language_model has no encoder",
         ),
-        ({"TRAINABLE": "['adapters']"}, "TRAINABLE has 'adapters'. It is found in none of the 26 parameters, such as"),
+        ({"TRAINABLE": "['adapters']"}, "TRAINABLE has 'adapters'. It is found in none of the 29 parameters, such as"),
     ],
 )
 def test_architectures_that_cannot_be_trained(changed, text, train_flags, tmp_path, capsys):
