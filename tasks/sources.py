@@ -267,6 +267,7 @@ def remember(files: tuple[str, ...], reread: Callable[[], Iterator[tuple[str, Ma
 
     A record in tf.data has no place: it would be a feature that tasks do not expect, and it is needed once.
     """
+    _opened.pop(files, None)
     _opened[files] = reread
 
 
@@ -287,7 +288,7 @@ def _rounded(value):
 def _place(told: str, seconds: float = 60.0) -> str | None:
     """Where the record is that `told_by` tells; None where it is in none of the files, or not found in time."""
     deadline = time.monotonic() + seconds
-    for reread in _opened.values():
+    for reread in reversed(_opened.values()):
         with contextlib.suppress(OSError, ValueError, UserError):
             for place, record in reread():
                 if told_by(record) == told:

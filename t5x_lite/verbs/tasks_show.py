@@ -147,7 +147,12 @@ def _read(dataset) -> list[dict]:
 
 
 def _tokens(examples) -> list:
-    return [[np.asarray(example[name]).tolist() for name in ("inputs", "targets")] for example in examples]
+    return [[np.asarray(example[name]).tolist() for name in _coded(example)] for example in examples]
+
+
+def _coded(example) -> list[str]:
+    """The features that are tokens: inputs and targets, or what a model takes where a task makes that itself."""
+    return [name for name in ("inputs", "targets") if name in example] or [n for n in example if n.endswith("_tokens")]
 
 
 def _record(number: int, record) -> Iterator[str]:
@@ -174,15 +179,18 @@ def _flat(fields: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _example(task, data: tasks.Data, number: int, example: dict) -> Iterator[str]:
-    """Text of inputs and targets, then their tokens as id:piece."""
+    """Text of inputs and targets, then their tokens as id:piece. What else a model takes is numbers."""
     yield f"\nexample {number}"
-    coded = {name: (_vocabulary(task, data, name), example[name].tolist()) for name in ("inputs", "targets")}
+    coded = {name: (_vocabulary(task, data, name), example[name].tolist()) for name in _coded(example)}
     for name, (vocabulary, ids) in coded.items():
         parts = _AROUND_SENTINELS.split(text(vocabulary, ids))
         yield f"  {name}: {''.join(coloured(parts, name == 'targets'))}"
     for name, (vocabulary, ids) in coded.items():
         parts = [f"{i}:{piece}" for i, piece in zip(ids, pieces(vocabulary, ids))]
         yield f"  {name} in {len(ids)} tokens: {' '.join(coloured(parts, name == 'targets'))}"
+    for name in task.output_features:
+        if name in example and name not in coded:
+            yield f"  {name}: {' '.join(map(str, example[name].tolist()))}"
 
 
 def _vocabulary(task, data: tasks.Data, name: str):

@@ -39,3 +39,11 @@ def test_what_a_function_does_not_give_is_named(made, reason):
     preprocessor = in_python.one_to_one(lambda record: made, outputs)
     with pytest.raises(tf.errors.OpError, match=f"TypeError: {reason}"):
         list(preprocessor(tf.data.Dataset.from_tensor_slices({"x": [1]})))
+
+
+def test_lists_of_arrays_of_one_shape():
+    spec = {"idx": tf.TensorSpec([None, 2], tf.int32)}
+    preprocessor = in_python.one_to_one(lambda record: {"idx": [[record["x"], k] for k in range(record["x"])]}, spec)
+    made = preprocessor(tf.data.Dataset.from_tensor_slices({"x": [2, 0, 1]}))
+    found = [example["idx"].tolist() for example in made.as_numpy_iterator()]
+    assert found == [[[2, 0], [2, 1]], [], [[1, 0]]]

@@ -1,6 +1,7 @@
 """The source of downstream tasks: where it reads from, shards, saved positions, counts, and what it asks for."""
 
 import functools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from t5x_lite.tasks import fingerprint, originals, registry, sources  # noqa: E402
+from t5x_lite.tasks.formats import squad  # noqa: E402
+from t5x_lite.tasks.in_python import one_to_one  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared/data"
 DPR = "definite_pronoun_resolution:1.1.0"
@@ -365,6 +368,38 @@ def test_files_are_known_by_name_and_size_wherever_they_lie(bound, tmp_path):
     with (tmp_path / "copy/wmt14/commoncrawl.de-en.de").open("a") as file:
         file.write("more\n")
     assert fingerprint.of(task, False) != here
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_record_that_a_format_refuses_is_found_in_its_file(bound, shuffle):
+    def asked(number, *answers):
+        given = [{"text": answer, "answer_start": 0} for answer in answers]
+        return {"id": str(number), "question": "q", "answers": given, "is_impossible": not answers}
+
+    paragraphs = [{"context": "c é", "qas": [asked(k, "c") for k in range(99)]}, {"context": "d", "qas": [asked(99)]}]
+    public.put(bound / "squad/train-v1.1.json", json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    spec = {name: tf.TensorSpec([], tf.string) for name in ("inputs", "targets")}
+    dataset = records.Records("squad/v1.1:3.0.0").get_dataset("train", shuffle=shuffle, seed=1)
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(one_to_one(squad.squad, spec)(dataset))
+    where = re.escape(str(bound / "squad/train-v1.1.json"))
+    said = rf'Question 100 of {where} gives no example: {{"id": "99".*\. The list of its answers is empty.*\(squad\)\.'
+    assert re.match(said, str(sources.explain(caught.value)))
+
+
+def test_a_record_with_numbers_that_were_rounded_is_found(bound):
+    rows = ["sentence1\tsentence2\tscore", "a\tb\t0.1", "a\tb\t3.7"]
+    public.put(bound / "STS-B/train.tsv", *rows)
+
+    def low(record):
+        if record["label"] > 3:
+            raise ValueError("its label is high")
+        return record
+
+    dataset = records.Records("glue/stsb:1.0.0").get_dataset("train", shuffle=False)
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(one_to_one(low, {"label": tf.TensorSpec([], tf.float32)})(dataset))
+    assert str(sources.explain(caught.value)).startswith(f"Line 3 of {bound / 'STS-B/train.tsv'} gives no example: ")
 
 
 def test_a_task_without_data_is_refused_before_anything_else(bound):

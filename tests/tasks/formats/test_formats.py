@@ -6,7 +6,18 @@ import warnings
 
 import pytest
 
-from t5x_lite.tasks.formats import glue, ranking, squad, summarization, superglue, translation, trivia, tsv, winograd
+from t5x_lite.tasks.formats import (
+    glue,
+    plain_text,
+    ranking,
+    squad,
+    summarization,
+    superglue,
+    translation,
+    trivia,
+    tsv,
+    winograd,
+)
 
 
 def test_glue_names_texts_in_alphabetical_order():
@@ -173,6 +184,24 @@ def test_ranking_gives_an_example_for_each_answer():
         {"idx": [3, 1], "inputs": "2 x", "targets": "two", "is_correct": True, "weight": 0.25},
         {"idx": [3, 2], "inputs": "3", "targets": "three", "is_correct": True, "weight": 0.25},
     ]
+
+
+def test_all_answers_of_a_record_in_one_example():
+    record = {"position": 2, "a": "x", "label": 1, "w": 0.5}
+    formats = {"inputs_formats": "in {a}", "targets_formats": ["one", "two"], "weight_key": "w"}
+    assert ranking.rank_classification_formatter(record, **formats, mode="fewshot_eval") == [
+        {
+            "idx": [[2, 0], [2, 1]], "inputs": ["in x", "in x"], "targets": ["one", "two"],
+            "is_correct": [False, True], "weight": [0.5, 0.5],
+        }
+    ]  # fmt: skip
+
+
+def test_lengths_of_texts_are_bytes():
+    for text, kept in (("", False), ("é", True), ("éa", True), ("éé", False)):
+        record = {"targets": text, "more": 1}
+        made = plain_text.filter_by_string_length(record, min_length=1, max_length=3)
+        assert made == (record if kept else None)
 
 
 @pytest.mark.parametrize(
