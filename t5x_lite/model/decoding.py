@@ -1,130 +1,175 @@
-"""Cached greedy decoding: one token a step, keys and values kept.
+"""From inputs to generated tokens: greedy, beam search or sampling, by one model or the mean of several.
 
-A cache is one array for all layers, [layers, B, T, H, K], cut as activations
-are. Keys and values of the encoder's output are computed once.
+A rule (beam.py, sampling.py) turns the logits of a step into tokens; incremental.py gives the logits that follow them.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.model.network import T5, visible
+from t5x_lite.errors import UserError
+from t5x_lite.model import beam, incremental, sampling
 
 Array = jax.Array
 
-
-def cross_cache(model: T5, encoded: Array) -> tuple[Array, Array]:
-    """Keys and values of the encoder's output for every decoder layer, each [layers, B, S, H, K]."""
-
-    def step(layer, x, _):
-        return x, layer.encoder_decoder_attention.keys_values(x)
-
-    return model.decoder.over_layers(step, encoded, None)[1]
+# What each method uses besides.
+_USED = {
+    "greedy": (),
+    "beam": ("beam_size", "length_penalty", "num_return"),
+    "sample": ("num_return", "temperature", "top_k", "top_p"),
+}
 
 
-def empty_cache(model: T5, batch: int, length: int) -> tuple[Array, Array]:
-    """Keys and values of no token yet, each [layers, B, T, H, K]."""
-    arch = model.arch
-    shape = (arch.decoder_layers, batch, length, arch.num_heads, arch.head_dim)
-    rules = model.token_embedder.rules
-    spec = rules.spec("layers", "batch", "length", "heads", None)
-    return tuple(jnp.zeros(shape, arch.dtype, out_sharding=spec) for _ in range(2))
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How tokens are chosen; docs/decoding.md has the rules.
+
+    Args:
+      method: "greedy", the most probable token at each step; "beam"; "sample".
+      beam_size: sequences that a beam search continues. 1 is greedy.
+      length_penalty: exponent alpha of a beam's score, log-probability / ((5 + length) / 6) ** alpha; 0.6 in the paper.
+      num_return: sequences of each input: the best of a beam, or samples.
+      temperature: divides the logits of a sample; 0 is greedy.
+      top_k: draws among so many most probable tokens; 0: all.
+      top_p: draws among the fewest most probable tokens of so much probability together; 1: all.
+
+    Raises:
+      UserError: a value is out of range, or is given to a method that does not use it.
+    """
+
+    method: Literal["greedy", "beam", "sample"] = "greedy"
+    beam_size: int = 4
+    length_penalty: float = 0.6
+    num_return: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.method not in _USED:
+            raise _wrong("decode", self.method, "it must be greedy, beam or sample")
+        for name, least in (("beam_size", 1), ("num_return", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise _wrong(name, value, f"it must be a whole number of at least {least}")
+        for name in ("length_penalty", "temperature"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise _wrong(name, getattr(self, name), "it must be a number of at least 0")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise _wrong("top_p", self.top_p, "it must be above 0 and at most 1")
+        if self.method == "beam" and self.num_return > self.beam_size:
+            raise _wrong("num_return", self.num_return, f"a beam of {self.beam_size} has no more than that")
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.name not in _USED[self.method] and value != field.default:
+                raise _wrong(field.name, value, f"--decode={self.method} does not use it", "leave it out")
+
+    @property
+    def width(self) -> int:
+        """Sequences of each row that are decoded beside each other."""
+        return {"greedy": 1, "beam": self.beam_size, "sample": self.num_return}[self.method]
 
 
-def step_logits(
-    model: T5,
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _wrong(name: str, value, why: str, fix: str | None = None) -> UserError:
+    return UserError(f"--{name} is {value!r}", why, fix or f"Set --{name}")
+
+
+def generate(
+    graphdefs: Sequence[nnx.GraphDef],
+    params: Sequence[dict],
     tokens: Array,
-    position: Array,
-    bias: Callable,
-    cache: tuple[Array, Array],
-    cross: tuple[Array, Array],
-    encoder_tokens: Array,
-) -> tuple[Array, tuple[Array, Array]]:
-    """Logits of the token after `tokens`.
+    row_ids: Array,
+    *,
+    strategy: Strategy,
+    length: int,
+    eos: int,
+    seed: int = 0,
+) -> tuple[Array, Array, Array]:
+    """Decodes until every row is done, at most `length` tokens.
 
     Args:
-      model: the merged model.
-      tokens: [B] the decoder's inputs at `position`.
-      position: scalar, how many tokens came before.
-      bias: layer -> [1, H, T, T], the position bias of the whole target length.
-      cache: self-attention keys and values so far.
-      cross: from `cross_cache`.
-      encoder_tokens: [B, S], to hide their padding.
+      graphdefs: from `network.split`, of each model. Several are an ensemble: the mean of their logits counts.
+      params: the parameters of each.
+      tokens: [B, S] input ids, 0 behind them.
+      row_ids: int32 [B]. What is sampled for a row depends on its id, the seed and the number of the sample, and on
+        nothing else of the batch.
+      strategy: how tokens are chosen.
+      length: T, the most tokens to produce, the end token included.
+      eos: id that ends a sequence.
+      seed: of sampling.
 
     Returns:
-      Float32 logits [B, V] and the cache with this position filled in.
+      Ids [B, N, T], 0 behind the end; scores [B, N] by which the N are ranked; their log-probabilities [B, N] (nats,
+      the end token included), those of the models themselves whatever is drawn from. Best first.
     """
-    length = cache[0].shape[2]
-    self_mask = (jnp.arange(length) <= position)[None, None, None, :]
-    cross_mask = visible(encoder_tokens)
+    models = [nnx.merge(graphdef, part) for graphdef, part in zip(graphdefs, params, strict=True)]
+    rules = models[0].token_embedder.rules
+    by_row = rules.spec("batch", None, None)
 
-    def step(layer, x, kept):
-        (keys, values), cross_kv = kept
-        filled = []
+    def mean(logits: Sequence[Array]) -> Array:
+        # Whole along the vocabulary: what follows picks from all of it.
+        return jax.sharding.reshard(sum(logits[1:], start=logits[0]) / len(logits), by_row)
 
-        def own(h):
-            new = layer.own_attention.keys_values(h)
-            filled.extend(
-                jax.lax.dynamic_update_slice_in_dim(old, one, position, axis=1) for old, one in zip((keys, values), new)
+    begin, advance, unfinished, result = _rule(strategy, eos, seed, jax.sharding.reshard(row_ids, rules.spec("batch")))
+    width = strategy.width
+    first, caches, steps = zip(*(incremental.prefill(model, tokens, width, length) for model in models))
+    state = begin(jnp.zeros((len(tokens), width, length), jnp.int32, out_sharding=by_row))
+    state = advance(state, mean(first), jnp.int32(0))
+
+    def goes_on(carry) -> Array:
+        state, at, _ = carry
+        return (at < length) & unfinished(state)
+
+    def go_on(carry):
+        state, at, caches = carry
+        found = [step(state["tokens"], at - 1, state["ancestry"], cache) for step, cache in zip(steps, caches)]
+        logits, caches = zip(*found)
+        return advance(state, mean(logits), at), at + 1, caches
+
+    state, _, _ = jax.lax.while_loop(goes_on, go_on, (state, jnp.int32(1), caches))
+    return tuple(x[:, : strategy.num_return] for x in result(state))
+
+
+def _rule(strategy: Strategy, eos: int, seed: int, row_ids: Array) -> tuple:
+    """(begin, advance, unfinished, result) of a strategy.
+
+    A beam of 1 is greedy, as in Mesh TensorFlow: by a beam's rules it could stop at an end token that is but the second
+    most probable.
+    """
+    if strategy.method == "beam" and strategy.beam_size > 1:
+        alpha = strategy.length_penalty
+        advance = functools.partial(beam.advance, eos=eos, alpha=alpha)
+        return (
+            beam.begin,
+            advance,
+            functools.partial(beam.unfinished, alpha=alpha),
+            functools.partial(beam.result, alpha=alpha),
+        )
+    choose = sampling.most_probable
+    if strategy.method == "sample" and strategy.temperature > 0:
+        keys = sampling.sample_keys(seed, row_ids, strategy.num_return)
+
+        def choose(logits: Array, step: Array) -> Array:
+            return sampling.drawn(
+                sampling.filtered(logits, strategy.temperature, strategy.top_k, strategy.top_p), keys, step
             )
-            return tuple(filled)
 
-        row = jax.lax.dynamic_slice_in_dim(bias(layer), position, 1, axis=2)
-        x = layer(x, own, row, self_mask, lambda: cross_kv, cross_mask)
-        return x, tuple(filled)
-
-    x = model.token_embedder(tokens[:, None])
-    x, cache = model.decoder.over_layers(step, x, (cache, cross))
-    return model.logits(model.decoder.finish(x, None, ()))[:, 0], cache
+    result = sampling.result
+    return sampling.begin, functools.partial(sampling.advance, eos=eos, choose=choose), sampling.unfinished, result
 
 
-def greedy(graphdef: nnx.GraphDef, params: dict, encoder_tokens: Array, length: int, eos: int) -> tuple[Array, Array]:
-    """The most probable token at each step, until every row has ended.
-
-    Args:
-      graphdef: from `network.split`.
-      params: the parameters.
-      encoder_tokens: [B, S] input ids, 0 is padding.
-      length: T, the most tokens to produce.
-      eos: id that ends a sequence; what follows it is 0.
-
-    Returns:
-      Token ids [B, T] and the log-probability of each sequence [B] (nats, the end token included).
-    """
-    model = nnx.merge(graphdef, params)
-    rows = encoder_tokens.shape[0]
-    cross = cross_cache(model, model.encode(encoder_tokens))
-    bias = model.decoder.bias(length, length, bidirectional=False)
-    by_row = model.token_embedder.rules.spec("batch")
-    start = jnp.zeros((rows,), jnp.int32, out_sharding=by_row)
-    state = {
-        "position": jnp.zeros((), jnp.int32),
-        "token": start,  # decoding starts from the padding id
-        "ended": start > 0,
-        "score": start.astype(jnp.float32),
-        "output": jnp.zeros((rows, length), jnp.int32, out_sharding=model.token_embedder.rules.spec("batch", "length")),
-        "cache": empty_cache(model, rows, length),
-    }
-
-    def unfinished(state):
-        return (state["position"] < length) & ~jnp.all(state["ended"])
-
-    def advance(state):
-        position, ended = state["position"], state["ended"]
-        logits, cache = step_logits(model, state["token"], position, bias, state["cache"], cross, encoder_tokens)
-        best = jnp.max(logits, axis=-1)
-        token = jnp.where(ended, 0, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        gain = jnp.where(ended, 0.0, best - jax.nn.logsumexp(logits, axis=-1))
-        return {
-            "position": position + 1,
-            "token": token,
-            "ended": ended | (token == eos),
-            "score": state["score"] + gain,
-            "output": jax.lax.dynamic_update_slice_in_dim(state["output"], token[:, None], position, axis=1),
-            "cache": cache,
-        }
-
-    final = jax.lax.while_loop(unfinished, advance, state)
-    return final["output"], final["score"]
+def greedy(graphdef: nnx.GraphDef, params: dict, tokens: Array, length: int, eos: int) -> tuple[Array, Array]:
+    """Greedy decoding by one model: ids [B, T] and log-probabilities [B]."""
+    rows = jnp.arange(len(tokens), dtype=jnp.int32)
+    ids, _, found = generate([graphdef], [params], tokens, rows, strategy=Strategy(), length=length, eos=eos)
+    return ids[:, 0], found[:, 0]
