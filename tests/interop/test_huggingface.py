@@ -11,44 +11,37 @@ import shutil
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
-from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from t5x_lite.errors import RunError, UserError
+from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface
-from t5x_lite.model import network
+from t5x_lite.interop.names import HEAD, TABLE
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.parallel.partition import Rules, single_device
+from tests.interop import models
 
 REFERENCES = Path(__file__).parents[1] / "references"
 VERSIONS = ("hf_t5_1_0", "hf_t5_1_1")
 DATA = Path(__file__).parents[2].parent / "shared/data"
 
 
+def parameters(directory, arch):
+    return models.whole(huggingface.read(directory, arch, models.shapes(arch)).params)
+
+
 def read(directory):
-    arch = dataclasses.replace(huggingface.architecture(directory), dtype="float32")
-    return arch, huggingface.parameters(directory, arch)
+    arch = huggingface.architecture(directory)
+    return arch, parameters(directory, arch)
 
 
-def logits(arch, params, batch):
-    graphdef, _, _ = network.split(arch, Rules())
-    tokens = {name: jnp.asarray(batch[name], jnp.int32) for name in ("encoder_input_tokens", "decoder_input_tokens")}
-    with jax.set_mesh(single_device()):
-        return np.asarray(jax.jit(lambda p, b: nnx.merge(graphdef, p)(b))(params, tokens))
+def write(directory, arch, params, **more):
+    directory.mkdir(parents=True)
+    huggingface.write(directory, models.model(arch, params), **more)
 
 
-def assert_same(one, other):
-    one, other = flatten_dict(one), flatten_dict(other)
-    assert one.keys() == other.keys()
-    for path, array in one.items():
-        assert array.dtype == other[path].dtype == np.float32, path
-        np.testing.assert_array_equal(array, other[path], err_msg="/".join(path))
+logits, assert_same = models.logits, models.assert_same
 
 
 @pytest.fixture(params=VERSIONS)
@@ -132,40 +125,32 @@ def test_activations(copy, config, activations):
     assert huggingface.architecture(copy(config=config)).mlp_activations == activations
 
 
-def test_parameters_have_the_tree_and_shapes_of_the_network(version):
-    arch, params = read(REFERENCES / version)
-    shapes = flatten_dict(network.split(arch, Rules())[1])
-    assert {path: leaf.shape for path, leaf in shapes.items()} == {
-        path: leaf.shape for path, leaf in flatten_dict(params).items()
-    }
+SIZES = models.SIZES
 
 
 @pytest.mark.parametrize(
     "arch",
     [
-        Architecture(40, 12, 3, 5, 14, 1, 2, ("relu",), True, 8, 20, 0.25, 1e-5),
-        Architecture(40, 12, 3, 5, 14, 3, 1, ("gelu", "linear"), False),
-        Architecture(40, 12, 3, 5, 14, 1, 1, ("silu", "linear"), True, scan_layers=False),
-        Architecture(40, 12, 3, 5, 14, 1, 1, ("gelu",), False),
+        Architecture(**SIZES, mlp_activations=("relu",), tied_head=True, relative_buckets=8, relative_max_distance=20),
+        Architecture(**SIZES, dropout_rate=0.25, norm_epsilon=1e-5),
+        Architecture(**SIZES, mlp_activations=("silu", "linear"), tied_head=True),
+        Architecture(**SIZES, mlp_activations=("gelu",)),
+        Architecture(**SIZES, relative_bias_per_layer=True),
+        Architecture(**SIZES, relative_bias_per_layer=True, tied_head=True),
     ],
-    ids=lambda arch: "-".join(arch.mlp_activations),
 )
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, arch):
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), network.split(arch, Rules())[1])
-    vocabulary = tmp_path / "some.model"
-    vocabulary.write_bytes(b"pieces")
-    huggingface.write(tmp_path / "a/b", arch, params, vocabulary)
-    assert dataclasses.replace(huggingface.architecture(tmp_path / "a/b"), scan_layers=arch.scan_layers) == arch
-    assert_same(huggingface.parameters(tmp_path / "a/b", arch), params)
-    assert huggingface.vocabulary_file(tmp_path / "a/b").read_bytes() == b"pieces"
-    ids = json.loads((tmp_path / "a/b/generation_config.json").read_text())
+    params = models.random(arch)
+    write(tmp_path / "a", arch, params)
+    assert huggingface.architecture(tmp_path / "a") == arch
+    assert_same(parameters(tmp_path / "a", arch), params)
+    ids = json.loads((tmp_path / "a/generation_config.json").read_text())
     assert ids == {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 
 def test_what_transformers_wrote_is_written_again_bit_for_bit(tmp_path, version):
     arch, params = read(REFERENCES / version)
-    huggingface.write(tmp_path / "out", arch, params)
+    write(tmp_path / "out", arch, params)
     before, after = stored(version), load_file(tmp_path / "out/model.safetensors")
     assert before.keys() == after.keys()
     for name, array in before.items():
@@ -174,7 +159,50 @@ def test_what_transformers_wrote_is_written_again_bit_for_bit(tmp_path, version)
     # transformers 5 writes tie_word_embeddings true for every model.
     differing = {key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]}
     assert differing <= {"tie_word_embeddings"}
-    assert huggingface.vocabulary_file(tmp_path / "out") is None
+    assert huggingface.vocabulary(tmp_path / "out") is None
+
+
+def test_a_large_model_is_written_in_shards(tmp_path):
+    arch = models.ARCHITECTURES["t5_1_1"]
+    params = models.random(arch)
+    write(tmp_path / "whole", arch, params)
+    write(tmp_path / "cut", arch, params, largest=3000)
+    index = json.loads((tmp_path / "cut/model.safetensors.index.json").read_text())
+    tensors = load_file(tmp_path / "whole/model.safetensors")
+    assert index["weight_map"].keys() == tensors.keys()
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
+    files = sorted({path.name for path in (tmp_path / "cut").glob("*.safetensors")})
+    assert files == sorted(set(index["weight_map"].values()))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
+    for file in files:
+        held = load_file(tmp_path / "cut" / file)
+        assert len(held) == 1 or sum(array.nbytes for array in held.values()) <= 3000
+        for name, array in held.items():
+            assert index["weight_map"][name] == file
+            np.testing.assert_array_equal(array, tensors[name])
+    assert_same(parameters(tmp_path / "cut", arch), params)
+
+
+def test_files_half_the_size_hold_the_rounded_numbers(tmp_path):
+    arch = models.ARCHITECTURES["umt5"]
+    params = models.random(arch)
+    write(tmp_path / "out", arch, params, dtype="bfloat16")
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert {array.dtype for array in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    rounded = {path: array.astype(ml_dtypes.bfloat16).astype(np.float32) for path, array in params.items()}
+    assert_same(parameters(tmp_path / "out", arch), rounded)
+
+
+def test_layers_of_both_stacks_are_written_twice(tmp_path):
+    arch = Architecture(**SIZES | {"encoder_layers": 3}, structure="shared")
+    params = models.random(arch)
+    write(tmp_path / "out", arch, params)
+    two = huggingface.architecture(tmp_path / "out")
+    assert two == dataclasses.replace(arch, structure="encoder_decoder")
+    rng = np.random.default_rng(0)
+    batch = {f"{stack}_input_tokens": rng.integers(1, 90, (2, 7)) for stack in ("encoder", "decoder")}
+    found = logits(two, parameters(tmp_path / "out", two), batch)
+    np.testing.assert_allclose(found, logits(arch, params, batch), rtol=1e-5, atol=1e-5)
 
 
 def sharded(directory):
@@ -207,7 +235,7 @@ def test_16_bit_files_are_widened(copy, version, dtype):
     narrow = {name: array.astype(dtype) for name, array in stored(version).items()}
     arch, params = read(copy(version, tensors=narrow))
     _, exact = read(REFERENCES / version)
-    assert_same(params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), exact))
+    assert_same(params, {path: x.astype(dtype).astype(np.float32) for path, x in exact.items()})
     assert arch == read(REFERENCES / version)[0]
 
 
@@ -246,14 +274,14 @@ def test_a_stored_head_is_an_own_head(copy, config, scale):
     arch, params = read(copy("hf_t5_1_1", config=config))
     assert not arch.tied_head
     expected = stored("hf_t5_1_1")["lm_head.weight"].T * np.float32(scale)
-    np.testing.assert_array_equal(params["decoder"]["logits_dense"]["kernel"], expected)
+    np.testing.assert_array_equal(params[HEAD], expected)
 
 
 def test_a_tied_head_without_scale_becomes_a_copy_of_the_table(copy):
     """transformers 5 computes this for a new model with tie_word_embeddings=False."""
     arch, params = read(copy("hf_t5_1_1", config={"scale_decoder_outputs": False}, remove=["lm_head.weight"]))
     assert not arch.tied_head
-    np.testing.assert_array_equal(params["decoder"]["logits_dense"]["kernel"], params["token_embedder"]["embedding"].T)
+    np.testing.assert_array_equal(params[HEAD], params[TABLE].T)
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -262,7 +290,7 @@ def test_a_tied_head_without_scale_becomes_a_copy_of_the_table(copy):
 def refused(directory, text, arch=None):
     """Reading `directory` is refused in these words; {} stands for its path."""
     with pytest.raises(UserError) as caught:
-        huggingface.parameters(directory, arch or huggingface.architecture(directory))
+        parameters(directory, arch or huggingface.architecture(directory))
     assert str(caught.value) == text.replace("{}", str(directory))
 
 
@@ -291,18 +319,12 @@ def test_a_damaged_configuration(copy):
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "shown", "why"),
-    [
-        ("umt5", '"umt5"', "UMT5 has a position bias in every layer"),
-        ("bert", '"bert"', "This is the network of t5 and mt5 only"),
-        (None, "null", "This is the network of t5 and mt5 only"),
-    ],
-)
-def test_another_model(copy, kind, shown, why):
+@pytest.mark.parametrize(("kind", "shown"), [("bert", '"bert"'), (None, "null")])
+def test_another_model(copy, kind, shown):
     refused(
         copy(config={"model_type": kind}),
-        f"{{}}/config.json has model_type = {shown}. {why}. Give a T5 1.0, T5 1.1, mT5 or ByT5 model with --input.",
+        f"{{}}/config.json has model_type = {shown}. The networks known here are t5, mt5, umt5. Give a T5, mT5, umT5, "
+        "ByT5, Flan-T5 or UL2 model with --input.",
     )
 
 
@@ -354,21 +376,26 @@ def test_pickled_weights_are_never_opened(copy, name):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda data: data[:-5], "incomplete metadata, file not fully covered"),
-        (lambda data: data[:4], "header too small"),
-        (lambda data: b"<html>not found</html>", "header too large"),
+        (lambda data: data[:-5], "shared.weight ends at byte 80856, the file at 80851"),
+        (lambda data: data[:4], "it is 4 bytes long"),
+        (lambda data: data[:2000], "Expecting "),
+        (lambda data: b"<html>not found</html>", "its header would be 8029423821061908540 bytes long"),
+        (lambda data: data.replace(b"[0,", b"[9,"), " has "),
+        (lambda data: (8).to_bytes(8, "little") + b'{"a": 3}', "'int' object is not subscriptable"),
     ],
-    ids=["truncated", "short", "other"],
+    ids=["truncated", "short", "header", "other", "offsets", "entry"],
 )
 def test_a_damaged_file(copy, damage, reason):
     directory = copy()
     file = directory / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    refused(
-        directory,
-        "{}/model.safetensors cannot be read. It is cut off or damaged: Error while deserializing header: "
-        f"{reason}. Fetch this file again.",
+    with pytest.raises(UserError) as caught:
+        huggingface.architecture(directory)
+    text = re.fullmatch(
+        re.escape(f"{file} cannot be read. It is cut off or damaged: ") + "(.*)[.] Fetch this file again[.]",
+        str(caught.value),
     )
+    assert reason in text[1], text[1]
 
 
 def test_a_missing_shard(copy):
@@ -460,32 +487,18 @@ def test_an_architecture_with_another_head():
     )
 
 
-def test_nothing_is_written_over_other_files(tmp_path):
-    arch, params = read(REFERENCES / "hf_t5_1_0")
-    (tmp_path / "note.txt").write_text("mine")
-    for taken in (tmp_path, tmp_path / "note.txt"):
-        with pytest.raises(UserError) as caught:
-            huggingface.write(taken, arch, params)
-        assert str(caught.value) == (
-            f"--output={taken} is already there. A model is never written over other files. Name a new or empty "
-            "directory with --output."
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
-
-
-def test_activations_that_transformers_lacks(tmp_path):
-    arch, params = read(REFERENCES / "hf_t5_1_0")
-    with pytest.raises(
-        UserError, match=re.escape("Architecture.mlp_activations is ('linear',). Transformers computes")
-    ):
-        huggingface.write(tmp_path / "out", dataclasses.replace(arch, mlp_activations=("linear",)), params)
-
-
-def test_a_failed_write_says_what_is_safe(tmp_path):
-    arch, params = read(REFERENCES / "hf_t5_1_0")
-    with pytest.raises(RunError, match="could not be written: .*The checkpoint that was read is unchanged"):
-        huggingface.write(tmp_path / "out", arch, params, vocabulary=tmp_path / "none.model")
-    assert not (tmp_path / "out/config.json").exists()
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"mlp_activations": ("linear",)}, "Architecture.mlp_activations is ('linear',). Transformers computes"),
+        ({"structure": "prefix_lm", "encoder_layers": 0}, "Architecture.structure is prefix_lm. Transformers has T5"),
+        ({"adapter_dim": 4}, "Architecture.adapter_dim is 4. Transformers has no adapters in its T5, and no layer"),
+    ],
+)
+def test_what_transformers_lacks(tmp_path, changes, what):
+    arch = Architecture(**SIZES | changes)
+    with pytest.raises(UserError, match=re.escape(what)):
+        write(tmp_path / "out", arch, models.random(arch))
 
 
 # ------------------------------------------------------------------------------------------ live
@@ -505,95 +518,86 @@ def live(monkeypatch):
     return make_hf_logits
 
 
-SIZES = [
-    {
-        "vocab_size": 90,
-        "d_model": 20,
-        "d_kv": 6,
-        "d_ff": 11,
-        "num_heads": 5,
-        "num_layers": 3,
-        "feed_forward_proj": "relu",
-    },
-    {
-        "vocab_size": 70,
-        "d_model": 24,
-        "d_kv": 4,
-        "d_ff": 30,
-        "num_heads": 3,
-        "num_layers": 1,
-        "num_decoder_layers": 2,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-        "relative_attention_num_buckets": 12,
-        "relative_attention_max_distance": 50,
-        "layer_norm_epsilon": 1e-3,
-    },
+UNEQUAL = {"vocab_size": 90, "d_model": 20, "d_kv": 6, "d_ff": 11, "num_heads": 5}
+FAMILIES = {
+    "1.0": ("T5", {"num_layers": 3, "feed_forward_proj": "relu"}),
+    "1.1": (
+        "T5",
+        {
+            "num_layers": 1,
+            "num_decoder_layers": 2,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "relative_attention_num_buckets": 12,
+            "relative_attention_max_distance": 50,
+            "layer_norm_epsilon": 1e-3,
+        },
+    ),
     # Gated with a tied head: what transformers 5 makes of a new T5 1.1.
-    {
-        "vocab_size": 60,
-        "d_model": 8,
-        "d_kv": 8,
-        "d_ff": 9,
-        "num_heads": 1,
-        "num_layers": 2,
-        "feed_forward_proj": "gated-gelu",
-    },
-]
+    "gated-tied": ("T5", {"num_layers": 2, "feed_forward_proj": "gated-gelu"}),
+    "ul2": ("T5", {"num_layers": 2, "feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "byt5": (
+        "T5",
+        {
+            "num_layers": 3,
+            "num_decoder_layers": 1,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "tokenizer_class": "ByT5Tokenizer",
+        },
+    ),
+    "mt5": ("MT5", {"num_layers": 2, "num_decoder_layers": 1, "tie_word_embeddings": False}),
+    # As transformers 5 makes a new one: tied but not scaled.
+    "mt5-tied": ("MT5", {"num_layers": 2}),
+    "umt5-tied": ("UMT5", {"num_layers": 2, "num_decoder_layers": 3}),
+    "umt5": ("UMT5", {"num_layers": 2, "num_decoder_layers": 3, "tie_word_embeddings": False}),
+}
 
 
-@pytest.mark.parametrize("config", SIZES, ids=["1.0", "1.1", "gated-tied"])
-def test_live_logits_and_the_way_back(live, tmp_path, config):
-    from transformers import T5ForConditionalGeneration
+def close_to(expected):
+    return {"desired": expected, "rtol": 1e-4, "atol": 1e-4 * np.abs(expected).max()}
 
-    model = live.random_model(3, own_head="tie_word_embeddings" in config, **config)
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_live_logits_and_the_way_back(live, tmp_path, family):
+    import transformers
+
+    kind, config = FAMILIES[family]
+    own_head = "tie_word_embeddings" in config
+    model = live.random_model(3, own_head, kind, **UNEQUAL, **config)
     # Long enough for distances beyond the last bucket.
-    batch = live.tokens(config["vocab_size"], inputs=180, targets=160)
+    batch = live.tokens(UNEQUAL["vocab_size"], inputs=180, targets=160)
     expected = live.logits(model, batch)
-    close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(expected).max()}
     model.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
     assert (tmp_path / "theirs/model.safetensors.index.json").exists()
     arch, params = read(tmp_path / "theirs")
-    np.testing.assert_allclose(logits(arch, params, batch), expected, **close)
+    np.testing.assert_allclose(logits(arch, params, batch), **close_to(expected))
+    assert huggingface.vocabulary(tmp_path / "theirs") == ("bytes" if family == "byt5" else None)
 
-    huggingface.write(tmp_path / "ours", arch, params)
-    back, report = T5ForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    write(tmp_path / "ours", arch, params)
+    load = transformers.AutoModelForSeq2SeqLM.from_pretrained
+    back, report = load(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values()), report
-    np.testing.assert_allclose(live.logits(back.eval(), batch), expected, **close)
+    if family == "umt5":
+        # transformers 5 scales every umT5 while its configuration says true, which it always does at first.
+        back.config.tie_word_embeddings = False
+    np.testing.assert_allclose(live.logits(back.eval(), batch), **close_to(expected))
     assert back.generation_config.decoder_start_token_id == 0
+    half = tmp_path / "half"
+    write(half, arch, params, dtype="bfloat16", largest=4000)
+    assert not any(load(half, output_loading_info=True)[1].values())
 
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "not-scaled"])
 @pytest.mark.parametrize("own_head", [True, False], ids=["own", "tied"])
-@pytest.mark.parametrize("kind", ["t5", "mt5"])
-def test_live_heads(live, tmp_path, kind, own_head, scaled):
+def test_live_heads(live, tmp_path, own_head, scaled):
     import transformers
 
-    model = live.random_model(4, own_head, **live.SHAPE, feed_forward_proj="gated-gelu", tie_word_embeddings=scaled)
-    model.save_pretrained(tmp_path)
-    if kind == "mt5":
-        path = tmp_path / "config.json"
-        config = json.loads(path.read_text()) | {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}
-        path.write_text(json.dumps(config))
-    if kind == "mt5" and not own_head:
-        with pytest.raises(UserError, match="stores no lm_head.weight"):
-            huggingface.architecture(tmp_path)
-        return
-    loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    assert loaded.config.model_type == kind
+    config = {**live.SHAPE, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": scaled}
+    live.random_model(4, own_head, **config).save_pretrained(tmp_path)
     batch = live.tokens(128)
-    expected = live.logits(loaded, batch)
-    np.testing.assert_allclose(logits(*read(tmp_path), batch), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-
-
-def test_live_transformers_finds_the_vocabulary(live, tmp_path):
-    from transformers import AutoTokenizer
-
-    vocabulary = DATA / "vocab/t5_cc_all.32000/spiece.model"
-    if not vocabulary.is_file():
-        pytest.skip("the T5 vocabulary is not among the local test data")
-    arch, params = read(REFERENCES / "hf_t5_1_0")
-    huggingface.write(tmp_path / "out", arch, params, vocabulary)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.encode("Hello world, this is a test.") == [8774, 296, 6, 48, 19, 3, 9, 794, 5, 1]
-    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == 32099
+    loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    if own_head == scaled and transformers.__version__ < "5":
+        # It has tied what was not, or drawn a new head for what was.
+        return
+    np.testing.assert_allclose(logits(*read(tmp_path), batch), **close_to(live.logits(loaded, batch)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+import transformers
 
 HERE = Path(__file__).parent
 SHAPE = {
@@ -29,13 +29,14 @@ VERSIONS = {
 }
 
 
-def random_model(seed: int, own_head: bool, **config) -> T5ForConditionalGeneration:
-    """A model whose norms and position biases are not at their trivial start.
+def random_model(seed: int, own_head: bool, kind: str = "T5", **config) -> transformers.PreTrainedModel:
+    """A model of the family T5, MT5 or UMT5 whose norms and position biases are not at their trivial start.
 
     transformers 5 always ties the head: an own one is put in afterwards.
     """
     torch.manual_seed(seed)
-    model = T5ForConditionalGeneration(T5Config(**config)).eval()
+    configuration = getattr(transformers, f"{kind}Config")(**config)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(configuration).eval()
     if own_head:
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * config["d_model"] ** -0.5)
     with torch.no_grad():
@@ -57,7 +58,7 @@ def tokens(vocab_size: int, inputs: int = 21, targets: int = 19) -> dict[str, np
     return {"encoder_input_tokens": encoder, "decoder_input_tokens": decoder}
 
 
-def logits(model: T5ForConditionalGeneration, batch: dict[str, np.ndarray]) -> np.ndarray:
+def logits(model: transformers.PreTrainedModel, batch: dict[str, np.ndarray]) -> np.ndarray:
     """[B, T, V] of transformers, with the padding of the input hidden."""
     inputs = torch.as_tensor(batch["encoder_input_tokens"])
     with torch.no_grad():

@@ -1,0 +1,64 @@
+"""What the tests of this folder share: random parameters, formats read as arrays, logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from t5x_lite.interop import lazy
+from t5x_lite.interop.checkpoint import Model
+from t5x_lite.model import network
+from t5x_lite.model.architecture import Architecture
+from t5x_lite.parallel.partition import Rules, single_device
+
+# Sizes unequal in every axis.
+SIZES = {
+    "vocab_size": 90,
+    "embed_dim": 20,
+    "num_heads": 3,
+    "head_dim": 5,
+    "mlp_dim": 14,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+}
+ARCHITECTURES = {
+    "t5_1_0": Architecture(**SIZES, mlp_activations=("relu",), tied_head=True),
+    "t5_1_1": Architecture(**SIZES),
+    "umt5": Architecture(**SIZES, relative_bias_per_layer=True),
+}
+
+
+def shapes(arch):
+    return {path: leaf.shape for path, leaf in flatten_dict(network.split(arch, Rules())[1]).items()}
+
+
+def random(arch, seed=0):
+    rng = np.random.default_rng(seed)
+    return {path: rng.standard_normal(shape, np.float32) for path, shape in shapes(arch).items()}
+
+
+def model(arch, params, **more):
+    return Model(arch, {path: lazy.of_array(array) for path, array in params.items()}, **more)
+
+
+def whole(params):
+    return {path: array.whole() for path, array in params.items()}
+
+
+def logits(arch, params, batch):
+    arch = dataclasses.replace(arch, dtype="float32")
+    graphdef, _, _ = network.split(arch, Rules())
+    tokens = {name: jnp.asarray(array, jnp.int32) for name, array in batch.items() if name.endswith("_input_tokens")}
+    with jax.set_mesh(single_device()):
+        run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b))
+        return np.asarray(run(unflatten_dict(params), tokens))
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        assert array.dtype == other[path].dtype == np.float32, path
+        np.testing.assert_array_equal(array, other[path], err_msg="/".join(path))
