@@ -15,7 +15,8 @@ import traceback
 from t5x_lite import __version__
 from t5x_lite.errors import Preempted, RunError, UserError, nearest
 
-CHECKPOINT_HELP = "model directory, with @STEP or @latest for one of its checkpoints"
+CHECKPOINT_HELP = "model directory, with @STEP, @latest or @best for one of its checkpoints"
+ENSEMBLE_HELP = CHECKPOINT_HELP + "; may be repeated: the mean of the models' logits"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +66,25 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a whole number of at least 0")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a number") from None
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := _number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a number above 0")
+    return seconds
+
+
 # A path of this machine. The shell leaves the ~ of --flag=~/x to us; gs:// passes as it is.
 _path = os.path.expanduser
 
@@ -102,35 +122,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
     train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice, v5p:4x4x4 or v5p-128")
 
-    evaluate = _verb(verbs, "eval", "evaluate", "loss, accuracy and task metrics of a checkpoint", gin=True, tasks=True)
-    evaluate.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
-    evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
-    evaluate.add_argument("--split", default="validation")
-    evaluate.add_argument("--num_examples", type=_count, metavar="N", help="at most so many examples of each task")
-    evaluate.add_argument("--batch_size", type=_count, default=16, metavar="N")
-    evaluate.add_argument("--output_dir", type=_path, metavar="D", help="default: the model directory's eval/")
-
-    infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True)
-    infer.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
-    source = infer.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", metavar="STR", help="one input; the completion is printed")
-    source.add_argument(
-        "--input", type=_path, metavar="F", help="inputs: text, a line each, or .jsonl with the field inputs"
-    )
-    infer.add_argument(
-        "--output", type=_path, metavar="F.jsonl", help="written over where it is there; default: stdout"
-    )
-    infer.add_argument("--decode", choices=["greedy"], default="greedy")
-    infer.add_argument("--batch_size", type=_count, default=16, metavar="N")
-    infer.add_argument("--max_decode_length", type=_count, metavar="T", help="default: the trained targets length")
-
-    score = _verb(verbs, "score", "score", "log-probabilities of given targets, whole however long they are", gin=True)
-    score.add_argument("--checkpoint", type=_path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
-    score.add_argument("--input", type=_path, required=True, metavar="F.jsonl", help="lines with inputs and targets")
-    score.add_argument(
-        "--output", type=_path, metavar="F.jsonl", help="written over where it is there; default: stdout"
-    )
-    score.add_argument("--batch_size", type=_count, default=16, metavar="N")
+    _add_eval(verbs)
+    _add_infer(verbs)
+    _add_score(verbs)
 
     _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
 
@@ -173,6 +167,91 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _add_eval(verbs) -> None:
+    summary = "loss, accuracy and task metrics of a checkpoint, of all, or of each as it appears"
+    evaluate = _verb(verbs, "eval", "evaluate", summary, gin=True, tasks=True)
+    evaluate.add_argument(
+        "--checkpoint",
+        type=_path,
+        required=True,
+        action="append",
+        metavar="DIR",
+        help="model directory, with @STEP, @latest, @best or @all; may be repeated: the mean of the models' logits",
+    )
+    evaluate.add_argument("--mixture_or_task", metavar="NAME", help="default: what the model was trained on")
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--num_examples", type=_count, metavar="N", help="at most so many examples of each task")
+    evaluate.add_argument("--batch_size", type=_count, default=16, metavar="N")
+    evaluate.add_argument("--output_dir", type=_path, metavar="D", help="default: the model directory's eval/")
+    evaluate.add_argument(
+        "--follow", action="store_true", help="evaluate each checkpoint as it appears, until the run is done"
+    )
+    evaluate.add_argument(
+        "--poll_seconds", type=_seconds, metavar="S", help="with --follow: how often to look; default: 30"
+    )
+    evaluate.add_argument(
+        "--overwrite", action="store_true", help="with @all or --follow: evaluate anew what has been evaluated"
+    )
+    _add_decoding(evaluate, several=False)
+
+
+def _add_decoding(verb: argparse.ArgumentParser, several: bool) -> None:
+    """The flags of a decoding strategy; `several`: that it may return more than one sequence."""
+    verb.add_argument("--decode", choices=["greedy", "beam", "sample"], default="greedy", help="default: greedy")
+    verb.add_argument("--beam_size", type=_count, metavar="N", help="of beam; default: 4")
+    verb.add_argument("--length_penalty", type=_number, metavar="A", help="alpha, of beam; default: 0.6")
+    if several:
+        verb.add_argument("--num_return", type=_count, metavar="N", help="completions of an input, best first")
+    verb.add_argument("--temperature", type=_number, metavar="T", help="of sample; default: 1")
+    verb.add_argument("--top_k", type=_whole, metavar="K", help="of sample: among so many tokens; 0: all, the default")
+    verb.add_argument("--top_p", type=_number, metavar="P", help="of sample: among so much probability; default: 1")
+    verb.add_argument("--seed", type=_whole, metavar="S", help="of sample; default: 0")
+    verb.add_argument("--max_decode_length", type=_count, metavar="T", help="default: the trained targets length")
+
+
+def _add_output(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--output",
+        type=_path,
+        metavar="F.jsonl",
+        help="the same command goes on where one was cut off; default: stdout",
+    )
+    verb.add_argument("--overwrite", action="store_true", help="begin --output anew, whatever is there")
+    verb.add_argument("--batch_size", type=_count, default=16, metavar="N")
+
+
+def _add_infer(verbs) -> None:
+    infer = _verb(verbs, "infer", "infer", "complete texts with a checkpoint", gin=True, tasks=True)
+    infer.add_argument("--checkpoint", type=_path, required=True, action="append", metavar="DIR", help=ENSEMBLE_HELP)
+    source = infer.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="STR", help="one input; the completion is printed")
+    source.add_argument(
+        "--input",
+        type=_path,
+        metavar="F",
+        help="text, an input a line; .tsv, inputs and targets; .jsonl with the field inputs; each also as .gz",
+    )
+    source.add_argument("--mixture_or_task", metavar="NAME", help="the inputs of a task")
+    infer.add_argument("--split", metavar="S", help="of the task; default: validation")
+    infer.add_argument("--num_examples", type=_count, metavar="N", help="at most so many of each task")
+    _add_decoding(infer, several=True)
+    _add_output(infer)
+
+
+def _add_score(verbs) -> None:
+    summary = "log-probabilities of given targets, whole however long they are"
+    score = _verb(verbs, "score", "score", summary, gin=True)
+    score.add_argument("--checkpoint", type=_path, required=True, action="append", metavar="DIR", help=ENSEMBLE_HELP)
+    score.add_argument(
+        "--input",
+        type=_path,
+        required=True,
+        metavar="F",
+        help=".jsonl with the fields inputs and targets, or .tsv with these columns; each also as .gz",
+    )
+    _add_output(score)
+
+
 def _add_tasks(verbs) -> None:
     """The verb whose actions have arguments of their own."""
     tasks = verbs.add_parser("tasks", help="list, show, check and cache tasks and mixtures", allow_abbrev=False)
@@ -202,6 +281,56 @@ def _add_tasks(verbs) -> None:
     )
     cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
     cache.set_defaults(beam=())
+
+
+def _add_tasks(verbs) -> None:
+    """The verb whose actions have arguments of their own."""
+    tasks = verbs.add_parser("tasks", help="list, show, check and cache tasks and mixtures", allow_abbrev=False)
+    tasks.set_defaults(verb="tasks")
+    actions = tasks.add_subparsers(title="actions", metavar="ACTION", parser_class=_VerbParser, required=True)
+
+    _verb(actions, "list", "tasks_list", "every task and mixture, one name a line when piped", gin=True, tasks=True)
+
+    show = _verb(actions, "show", "tasks_show", "raw records, inputs, targets and tokens", gin=True, tasks=True)
+    show.add_argument("name", metavar="NAME", nargs="?", help="a task or mixture; default: MIXTURE_OR_TASK_NAME")
+    show.add_argument("--n", type=_count, default=3, metavar="N", help="examples")
+    show.add_argument("--split", default="train")
+    show.add_argument("--seed", type=int, metavar="S", help="shuffles the records; default: the first ones in order")
+
+    check = _verb(actions, "check", "tasks_check", "try your tasks on a few records and say what is wrong", gin=True)
+    check.add_argument("module", metavar="MODULE", help="Python module that registers your tasks")
+    check.add_argument("--n", type=_count, default=50, metavar="N", help="records of each split")
+
+    cache = _verb(
+        actions, "cache", "tasks_cache", "write a task's examples where training reads them", gin=True, tasks=True
+    )
+    cache.add_argument("name", metavar="NAME", help="a task or mixture")
+    cache.add_argument("--output", type=_path, required=True, metavar="D", help="folder of caches: TASK_CACHE_DIR")
+    cache.add_argument("--split", action="append", metavar="S", help="may be repeated; default: all")
+    cache.add_argument(
+        "--shards", type=_count, metavar="N", help="files of a split; default: as the source, at least 16"
+    )
+    cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
+    cache.set_defaults(beam=())
+
+
+def _add_convert(verbs) -> None:
+    convert = _verb(verbs, "convert", "convert", "convert a checkpoint: Hugging Face, t5x or our own", gin=True)
+    formats = ["hf", "t5x", "native"]
+    convert.add_argument("--from", dest="source", required=True, choices=formats)
+    convert.add_argument("--to", dest="target", choices=formats, help="default: native, or hf from native")
+    convert.add_argument(
+        "--input", type=_path, required=True, metavar="D", help="a folder; with @STEP for one of t5x's or our steps"
+    )
+    convert.add_argument("--output", type=_path, required=True, metavar="D", help="a new folder of this machine")
+    convert.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="what hf and t5x store; bfloat16 rounds"
+    )
+    convert.add_argument("--max_shard_size", type=_size, metavar="5GB", help="of a file, to hf (default: 5GB)")
+    convert.add_argument("--scan_layers", action="store_true", help="to t5x: the layout of its scanned network")
+    convert.add_argument(
+        "--optimizer_state", action="store_true", help="between t5x and native: Adafactor's statistics too"
+    )
 
 
 def _take_gin(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,8 @@ MODEL_DIR/DONE               once TRAIN_STEPS is committed
 
 import contextlib
 import dataclasses
+import datetime
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -49,12 +51,83 @@ class Restored:
 
     def rows(self, wanted: int) -> int:
         """The least batch of at least `wanted` rows that divides over the devices."""
-        parts = batch_divisor(self.program.mesh, self.program.rules)
-        return -(-wanted // parts) * parts
+        return rows(self.program, wanted)
 
     def place(self, array) -> jax.Array:
         """A [rows, length] array onto the devices."""
-        return jax.device_put(array, self.program.batch_sharding)
+        return place(self.program, array)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Models that answer as one, by the mean of their logits; mostly a single one.
+
+    Args:
+      members: at least one, with one vocabulary and embedding tables of one size.
+    """
+
+    members: tuple[Restored, ...]
+
+    @property
+    def job(self) -> Job:
+        """Of the first member: vocabulary and lengths."""
+        return self.members[0].job
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        return tuple(member.program for member in self.members)
+
+    @property
+    def params(self) -> tuple[dict, ...]:
+        return tuple(member.params for member in self.members)
+
+    def rows(self, wanted: int) -> int:
+        """The least batch of at least `wanted` rows that divides over the devices."""
+        return rows(self.programs[0], wanted)
+
+    def __str__(self) -> str:
+        steps = ", ".join(str(member.step) for member in self.members)
+        if len(self.members) == 1:
+            return f"the checkpoint of step {steps}"
+        return f"an ensemble of {len(self.members)} checkpoints, of steps {steps}"
+
+
+def rows(program: Program, wanted: int) -> int:
+    """The least batch of at least `wanted` rows that divides over the devices."""
+    parts = batch_divisor(program.mesh, program.rules)
+    return -(-wanted // parts) * parts
+
+
+def place(program: Program, array) -> jax.Array:
+    """A [rows, length] array onto the devices."""
+    return jax.device_put(array, program.batch_sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaidOut:
+    """A model directory whose checkpoints can be read: what is compiled for one of them serves all."""
+
+    job: Job
+    directory: epath.Path
+    program: Program
+
+    def restore(self, step: int) -> Restored:
+        """Reads the parameters of a checkpoint.
+
+        Raises:
+          UserError: they are of another shape.
+        """
+        saved = self.directory / checkpoint.FOLDER / str(step)
+        params = checkpoint.restore_part(saved, {"params": self.program.params})["params"]
+        return Restored(self.job, self.directory, step, self.program, params)
+
+
+@contextlib.contextmanager
+def laid_out(directory: epath.Path, job: Job) -> Iterator[LaidOut]:
+    """Lays a model out; within the context its mesh is the current one. Arguments as `open_job` returns them."""
+    start.compilation_cache()
+    with jax.set_mesh(job.partition.build()) as _:
+        yield LaidOut(job, directory, lay_out(job, jax.sharding.get_mesh()))
 
 
 @contextlib.contextmanager
@@ -71,14 +144,80 @@ def restored(reference: str, gin_files: Sequence[str], bindings: Sequence[str]) 
     Raises:
       UserError: no model directory, no configuration in it, or parameters of another shape.
     """
-    start.compilation_cache()
     directory, step, job = open_job(reference, gin_files, bindings)
-    with jax.set_mesh(job.partition.build()) as _:
-        mesh = jax.sharding.get_mesh()
-        program = lay_out(job, mesh)
-        saved = directory / checkpoint.FOLDER / str(step)
-        params = checkpoint.restore_part(saved, {"params": program.params})["params"]
-        yield Restored(job, directory, step, program, params)
+    with laid_out(directory, job) as model:
+        yield model.restore(step)
+
+
+@contextlib.contextmanager
+def ensemble(opened: Sequence[tuple[epath.Path, int, Job]]) -> Iterator[Ensemble]:
+    """Reads checkpoints that answer as one, all on the mesh of the first; otherwise as `restored`.
+
+    Args:
+      opened: from `open_together`.
+    """
+    (directory, step, job), *others = opened
+    with laid_out(directory, job) as first:
+        mesh = first.program.mesh
+        models = [first, *(LaidOut(job, directory, lay_out(job, mesh)) for directory, _, job in others)]
+        steps = [step, *(step for _, step, _ in others)]
+        yield Ensemble(tuple(model.restore(step) for model, step in zip(models, steps)))
+
+
+def open_together(
+    references: Sequence[str], gin_files: Sequence[str], bindings: Sequence[str]
+) -> list[tuple[epath.Path, int, Job]]:
+    """`open_job` of each reference, which must speak one language; reads no parameters.
+
+    Raises:
+      UserError: as `open_job`, or two differ in their vocabulary, its table or the kind of model.
+    """
+    opened = [open_job(reference, gin_files, bindings) for reference in references]
+    first = opened[0][2]
+    for reference, (_, _, job) in zip(references, opened):
+        pair = f"--checkpoint={references[0]} and --checkpoint={reference}"
+        for what, one, other in (
+            ("embedding tables", f"{first.model.vocab_size} rows", f"{job.model.vocab_size} rows"),
+            ("structures", _kind(first), _kind(job)),
+        ):
+            if one != other:
+                raise UserError(
+                    f"{pair} have different {what}: {one} and {other}",
+                    "an ensemble is the mean of its models' logits, id by id",
+                    "give checkpoints of alike models",
+                )
+        if _content(first.vocabulary) != _content(job.vocabulary):
+            raise UserError(
+                f"{pair} have different vocabularies: {first.vocabulary} and {job.vocabulary}",
+                "an ensemble is the mean of its models' logits, and an id would mean two things",
+                "give checkpoints of one vocabulary",
+            )
+    return opened
+
+
+def identities(opened: Sequence[tuple[epath.Path, int, Job]]) -> list[str]:
+    """What tells the checkpoints from all others: where each is, its step, and when it was committed."""
+    return [f"{directory}@{step}{_committed(directory, step)}" for directory, step, _ in opened]
+
+
+def _committed(directory: epath.Path, step: int) -> str:
+    try:
+        text = (directory / checkpoint.FOLDER / str(step) / "_CHECKPOINT_METADATA").read_text()
+        seconds = json.loads(text)["commit_timestamp_nsecs"] / 1e9
+        return f" of {datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S.%f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # of a version of Orbax that says nothing of it
+
+
+def _kind(job: Job) -> str:
+    """What tells which features a model reads."""
+    return job.model.structure if job.model.decoder_only else "encoder_decoder"
+
+
+def _content(vocabulary: str | None) -> bytes | str | None:
+    """What tells a vocabulary from others: the file where there is one."""
+    path = epath.Path(vocabulary) if vocabulary else None
+    return path.read_bytes() if path is not None and path.is_file() else vocabulary
 
 
 def open_job(reference: str, gin_files: Sequence[str], bindings: Sequence[str]) -> tuple[epath.Path, int, Job]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from t5x_lite.data import token_files
+from t5x_lite.data import examples, token_files
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import UserError
 from t5x_lite.job import Job
@@ -31,6 +31,34 @@ def open_task(job: Job) -> tuple[object, Callable[[Exception], Exception | None]
         ),
     )  # fmt: skip
     return task, sources.explain
+
+
+def open_split(job: Job, split: str, where: str):
+    """`open_task`, of which at least one task has the split.
+
+    Args:
+      job: what to open.
+      split: of `--split`.
+      where: the model directory, for the error where it names no task.
+
+    Raises:
+      UserError: as `open_task`, or there is no task or no such split.
+    """
+    if job.mixture_or_task_name is None:
+        raise UserError(
+            "no --mixture_or_task is given",
+            f"the model in {where} was converted: it was trained on no task that is known here",
+            "give --mixture_or_task=NAME, and where it is your own --module",
+        )
+    task, explain = open_task(job)
+    if not examples.members(task, split):
+        known = sorted({s for member in examples.members(task, None) for s in member.splits})
+        raise UserError(
+            f"--split={split} is in no task of {job.mixture_or_task_name}",
+            f"it has {', '.join(known)}",
+            "choose one with --split",
+        )
+    return task, explain
 
 
 def _open_tokens(job: Job) -> Tokens:

@@ -1,36 +1,54 @@
 """The metric functions of a seqio task, on what a model decodes and on how probable it finds the targets."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
-import jax
 import numpy as np
 from etils import epath
 
+from t5x_lite import completion
 from t5x_lite.data import examples
-from t5x_lite.data.requests import grouped, inputs_batch, pairs_batch
 from t5x_lite.errors import UserError
 from t5x_lite.job import Job
+from t5x_lite.model.decoding import Strategy
 from t5x_lite.output import write_lines
-from t5x_lite.program import Program, greedy_step, score_step
+from t5x_lite.program import Program
 from t5x_lite.train.metrics import say
-
-# What a line of results has of its own: a metric that is called like one of these becomes task_NAME.
-RESERVED = ("step", "task", "split", "loss", "accuracy", "tokens")
+from t5x_lite.train.results import RESERVED
 
 
 class Stopped(Exception):
     """The evaluation was asked to end before it was done; nothing of it was written."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How outputs are made for metric functions.
+
+    Args:
+      strategy, seed: see `completion.Completer`; the best output counts.
+      length: the most tokens of an output; None: those of TASK_FEATURE_LENGTHS.
+    """
+
+    strategy: Strategy = Strategy()
+    length: int | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        length = "" if self.length is None else f" max_decode_length={self.length}"
+        return completion.label(self.strategy, self.seed) + length
+
+
 def by_task(
     task,
     split: str,
     job: Job,
-    program: Program,
+    programs: tuple[Program, ...],
     rows: int,
     explain: Callable[[Exception], Exception | None],
     num_examples: int | None = None,
+    decoding: Decoding = Decoding(),  # noqa: B008 (it cannot change)
 ) -> dict[str, "TaskMetrics"]:
     """The metrics of each task of a mixture (or of the task itself) that has the split and any metric function.
 
@@ -42,7 +60,7 @@ def by_task(
       UserError: as `TaskMetrics`.
     """
     return {
-        member.name: TaskMetrics(member, split, job, program, rows, explain, num_examples)
+        member.name: TaskMetrics(member, split, job, programs, rows, explain, num_examples, decoding)
         for member in examples.members(task, split)
         if member.metric_objs
     }
@@ -69,16 +87,17 @@ def check(task) -> None:
 class TaskMetrics:
     """Computes the metrics of one task as seqio's Evaluator does; its examples are read once and kept.
 
-    It can be called with the parameters of any step, under the program's mesh, on one host.
+    It can be called with the parameters of any step, under the programs' mesh, on one host.
 
     Args:
       task: seqio task.
       split: of the task.
       job: lengths of the features, seed, and whether seqio's offline cache is read.
-      program: the job laid out.
+      programs: the job laid out; several are an ensemble.
       rows: of a batch; they divide over the devices.
       explain: turns an error of the data into a UserError, or returns None.
       num_examples: the first so many examples; None: all.
+      decoding: how outputs are made.
 
     Raises:
       UserError: a metric function wants what is not computed.
@@ -89,27 +108,33 @@ class TaskMetrics:
         task,
         split: str,
         job: Job,
-        program: Program,
+        programs: tuple[Program, ...],
         rows: int,
         explain: Callable[[Exception], Exception | None],
         num_examples: int | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008
     ):
         check(task)
         self._task, self._split, self._job, self._explain, self._num_examples = task, split, job, explain, num_examples
         self._kinds = {metric.model_output_type for metric in task.metric_objs}
-        self._sharding, self._rows, self._convert = program.batch_sharding, rows, program.convert
+        self._rows, self._decoding = rows, decoding
         self._vocabulary = task.output_features["targets"].vocabulary
-        self._decode = greedy_step(program, job.feature_lengths["targets"], self._vocabulary.eos_id)
-        self._score = score_step(program)
+        length = decoding.length or job.feature_lengths["targets"]
+        self._complete = completion.Completer(
+            programs, decoding.strategy, length, self._vocabulary.eos_id, decoding.seed
+        )
+        self._score = completion.Scorer(programs)
         self._targets = None  # as the task's postprocessor gives them
 
     def __call__(
-        self, params: dict, step: int, folder: epath.Path, stopped: Callable[[], bool] = lambda: False
+        self, params: tuple[dict, ...], step: int, folder: epath.Path, stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float | str]:
         """Computes the metrics and writes FOLDER/STEP-TASK-SPLIT.jsonl: inputs, targets and outputs as text.
 
+        Where outputs are not greedy, how they are made is part of the name.
+
         Args:
-          params: of the program.
+          params: of each program.
           step: that they are of.
           folder: is made where it is not there.
           stopped: is asked before each batch whether to end.
@@ -126,7 +151,8 @@ class TaskMetrics:
             return {}
         outputs = self._outputs(params, stopped)
         folder.mkdir(parents=True, exist_ok=True)
-        write_lines(folder / f"{step}-{self._task.name}-{self._split}.jsonl", self._lines(outputs))
+        how = "" if str(self._decoding) == "greedy" else f"-{str(self._decoding).replace(' ', '-')}"
+        write_lines(folder / f"{step}-{self._task.name}-{self._split}{how}.jsonl", self._lines(outputs))
         kept, others = plain(self._values(outputs))
         for name, kind in others.items():
             say(f"{self._task.name}: the metric {name} is {kind}, neither a number nor a text: left out")
@@ -152,45 +178,24 @@ class TaskMetrics:
         except Exception as error:
             raise (self._explain(error) or error) from error
 
-    def _outputs(self, params: dict, stopped: Callable[[], bool]) -> dict:
+    def _outputs(self, params: tuple[dict, ...], stopped: Callable[[], bool]) -> dict:
         """What the metric functions need, by seqio's kind: ids [N, T], and log-probabilities [N] in nats."""
         from seqio.metrics import ModelOutputType as Kind
 
-        outputs = {}
-        if self._kinds & {Kind.PREDICTION, Kind.PREDICTION_WITH_AUX}:
-            ids, scores = self._decoded(params, self._groups(stopped))
-            outputs |= {Kind.PREDICTION: ids, Kind.PREDICTION_WITH_AUX: (ids, {"scores": scores})}
-        if Kind.SCORE in self._kinds:
-            outputs[Kind.SCORE] = self._scored(params, self._groups(stopped))
-        return outputs
-
-    def _groups(self, stopped: Callable[[], bool]) -> Iterator[list[dict]]:
-        """The examples of each batch."""
-        for group in grouped(self._examples, self._rows):
+        def check() -> None:
             if stopped():
                 raise Stopped
-            yield group
 
-    def _decoded(self, params: dict, groups: Iterable[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of each completion [N, T], 0 behind its end, and its log-probability [N]."""
-        done = []
-        for group in groups:
-            tokens = inputs_batch([e["inputs"] for e in group], self._rows)
-            ids, scores = jax.device_get(self._decode(params, self._place(tokens)))
-            done.append((ids[: len(group)], scores[: len(group)]))
-        return tuple(map(np.concatenate, zip(*done)))
-
-    def _scored(self, params: dict, groups: Iterable[list[dict]]) -> np.ndarray:
-        """Log-probability of the targets of each example [N]."""
-        done = []
-        for group in groups:
-            batch = pairs_batch([(e["inputs"], e["targets"]) for e in group], self._rows, self._convert)
-            by_token, _ = jax.device_get(self._score(params, {name: self._place(a) for name, a in batch.items()}))
-            done.append(by_token[: len(group)].sum(axis=-1))
-        return np.concatenate(done)
-
-    def _place(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, self._sharding)
+        outputs = {}
+        if self._kinds & {Kind.PREDICTION, Kind.PREDICTION_WITH_AUX}:
+            found = self._complete(params, self._examples, lambda e: e["inputs"], self._rows, check=check)
+            ids, scores = zip(*((one.ids[0], one.scores[0]) for _, one in found))
+            ids, scores = np.stack(ids), np.stack(scores)
+            outputs |= {Kind.PREDICTION: ids, Kind.PREDICTION_WITH_AUX: (ids, {"scores": scores})}
+        if Kind.SCORE in self._kinds:
+            found = self._score(params, self._examples, lambda e: (e["inputs"], e["targets"]), self._rows, check=check)
+            outputs[Kind.SCORE] = np.array([score for _, score in found], np.float32)
+        return outputs
 
     def _values(self, outputs: dict) -> dict:
         """What the metric functions return, as in seqio's Evaluator."""

@@ -61,7 +61,7 @@ def evaluator(
     own_metrics = {}
     if job.eval_period and hosts == 1:
         count = job.eval_batches * job.batch_size
-        own_metrics = task_metrics.by_task(task, _SPLIT, job, program, job.batch_size, explain, count)
+        own_metrics = task_metrics.by_task(task, _SPLIT, job, (program,), job.batch_size, explain, count)
 
     def cut_off() -> bool:
         return hosts == 1 and stopped()  # several hosts would have to stop at one batch
@@ -79,7 +79,7 @@ def evaluator(
             if cut_off():
                 raise task_metrics.Stopped
             if name in own_metrics:
-                result |= own_metrics[name](params, step, folder, stopped)
+                result |= own_metrics[name]((params,), step, folder, stopped)
             yield name, result
 
     def evaluate(params: dict, step: int) -> bool:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from t5x_lite.errors import UserError
 
@@ -23,16 +23,37 @@ class Request:
       encode: text -> ids, end token included.
     """
 
-    def __init__(self, record: dict, encode: Callable[[str], list[int]]):
+    def __init__(self, record: dict, encode: Callable[[str], Sequence[int]]):
         self.record, self._encode = record, encode
 
     @functools.cached_property
-    def inputs(self) -> list[int]:
+    def inputs(self) -> Sequence[int]:
         return self._encode(self.record["inputs"])
 
     @functools.cached_property
-    def targets(self) -> list[int]:
+    def targets(self) -> Sequence[int]:
         return self._encode(self.record["targets"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Requests of any origin.
+
+    Args:
+      requests: all of them, to be gone through once.
+      count: how many; None: not known before.
+      identity: what tells them from others, in words.
+      decode: ids -> text of what is made of them.
+      eos: the id that ends that.
+      is_cut: inputs that are longer than those of training have been cut to as many tokens.
+    """
+
+    requests: Iterable[Request]
+    count: int | None
+    identity: str
+    decode: Callable[[Iterable[int]], str]
+    eos: int
+    is_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

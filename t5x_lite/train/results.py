@@ -12,7 +12,7 @@ Line = Mapping[str, object]
 
 # What a line of results says about itself; all else is of the task's own metric functions.
 SETTING = ("split", "decode", "num_examples", "lengths")
-RESERVED = ("step", "task", "loss", "accuracy", "tokens", "checkpoints", *SETTING)
+RESERVED = ("step", "task", "loss", "accuracy", "tokens", "checkpoints", "incomplete", *SETTING)
 
 
 def setting(line: Line) -> tuple:
@@ -26,14 +26,14 @@ def key(line: Line) -> tuple:
 
 
 def is_evaluation(line: Line) -> bool:
-    """Whether it is of a task, and neither an average over several nor of something else."""
-    return "loss" in line
+    """Whether it is of a task, all of it, and neither an average over several nor of something else."""
+    return "loss" in line and not line.get("incomplete")
 
 
 def headline(line: Line) -> tuple[str, float | None]:
     """Name and value of the number that stands for a task; None where it is not finite."""
     for name, value in line.items():
-        if name not in RESERVED and not isinstance(value, str):
+        if name not in RESERVED and not isinstance(value, str | bool):
             return name, _number(value)
     return ("score", _number(line["score"])) if "score" in line else ("loss", _number(line.get("loss")))
 

@@ -19,11 +19,12 @@ from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.job import Job
+from t5x_lite.model.decoding import Strategy
 from t5x_lite.program import score_step
 from t5x_lite.task import open_task
 from t5x_lite.train.metrics import append_result, duration, say
 from t5x_lite.verbs import report
-from t5x_lite.verbs.infer import complete
+from t5x_lite.verbs.infer import complete, of_records
 from t5x_lite.verbs.train import train
 
 # Training batches whose targets the unigram model is fitted on, and validation batches that both are measured on.
@@ -179,7 +180,9 @@ def show_samples(model: model_dir.Restored, count: int = 4) -> None:
     rng = random.Random(model.job.seed)
     sentences = list(_sentences(documents.texts(corpus.files("validation"))))
     pairs = [masked(sentence, rng) for sentence in rng.sample(sentences, count)]
-    results = complete(model, [inputs for inputs, _ in pairs], batch_size=count)
+    source = of_records(model.job.vocabulary, [{"inputs": inputs} for inputs, _ in pairs], count, "samples")
+    length = model.job.feature_lengths["targets"]
+    results = complete(model_dir.Ensemble((model,)), source, Strategy(), length, batch_size=count)
     samples = [
         {**result, "targets": targets, "prediction": asked_for(result["prediction"])}
         for result, (_, targets) in zip(results, pairs)

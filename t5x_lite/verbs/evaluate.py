@@ -1,136 +1,245 @@
-"""t5x_lite eval: teacher-forced loss and accuracy, and the metrics of each task over decoded outputs."""
+"""t5x_lite eval: teacher-forced loss and accuracy, and the metrics of each task over decoded outputs.
+
+Of one checkpoint, of several as one, of all of a model directory, or of each as it appears.
+"""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
-from t5x_lite import model_dir, output, task_metrics
+from t5x_lite import completion, model_dir, output, task_metrics
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import RunError, UserError
+from t5x_lite.interruption import preemptible
 from t5x_lite.job import Job
-from t5x_lite.program import eval_step
-from t5x_lite.task import open_task
-from t5x_lite.train import evaluation
-from t5x_lite.train.events import EventFile, open_events
-from t5x_lite.train.metrics import RESULTS, append_result, say
+from t5x_lite.program import Program, ensemble_eval_step
+from t5x_lite.task import open_split
+from t5x_lite.task_metrics import Decoding
+from t5x_lite.train import evaluation, results
+from t5x_lite.train.events import open_events
+from t5x_lite.train.metrics import RESULTS, append_result, read_jsonl, say, write_whole
+from t5x_lite.verbs import evaluate_steps
+
+TABLE = "table.txt"
 
 
 def main(args) -> None:
-    """The verb: a line for each task on stdout, the same in eval/results.jsonl, predictions in eval/."""
+    """The verb: a line for each task and a table on stdout, the same in eval/results.jsonl, predictions in eval/."""
+    decoding = Decoding(completion.strategy(args), args.max_decode_length, args.seed or 0)
+    plan = evaluate_steps.plan(args)
     bindings = [*args.gin, *([f"MIXTURE_OR_TASK_NAME={args.mixture_or_task}"] if args.mixture_or_task else [])]
-    directory, _, job = model_dir.open_job(args.checkpoint, args.gin_file, bindings)
-    folder = epath.Path(args.output_dir or directory / "eval")
-    # What can be wrong with the input is found before the parameters are read.
-    output.check_folder(folder, "--output_dir")
-    task, explain = _open(job, directory, args.split)
-    with model_dir.restored(args.checkpoint, args.gin_file, bindings) as model:
-        for name, result in evaluate(model, task, explain, args.split, args.num_examples, folder, args.batch_size):
-            print(f"{name}  step {model.step}  {'  '.join(_shown(result))}", flush=True)
+    with preemptible(lambda: "what has been evaluated is written; the same command goes on") as check:
+        plan.wait_for_first()
+        opened = model_dir.open_together(plan.references, args.gin_file, bindings)
+        directory, step, job = opened[0]
+        folder = epath.Path(args.output_dir or directory / "eval")
+        # What can be wrong with the input is found before the parameters are read.
+        output.check_folder(folder, "--output_dir")
+        task, explain = open_split(job, args.split, directory)
+        with contextlib.ExitStack() as ending:
+            if plan.several_steps:
+                model = ending.enter_context(model_dir.laid_out(directory, job))
+                programs, members = (model.program,), None
+            else:
+                models = ending.enter_context(model_dir.ensemble(opened))
+                programs, members = models.programs, model_dir.identities(opened) if len(opened) > 1 else None
+            evaluate = Evaluation(
+                programs, job, task, explain, args.split, args.num_examples, folder, args.batch_size, decoding, members
+            )
+            ending.callback(evaluate.close)
+            if plan.several_steps:
+                for step in plan.steps(directory):
+                    check()
+                    skip = set() if args.overwrite else evaluate.known(step)
+                    if evaluate.tasks <= skip:
+                        say(f"step {step} has been evaluated: see {folder / RESULTS}")
+                    elif (restored := evaluate_steps.restored(model, step)) is not None:
+                        _show(evaluate((restored.params,), step, skip))
+                        del restored  # the next parameters need its place
+            else:
+                _show(evaluate(models.params, step))
+        _show_table(evaluate, plan.several_steps)
 
 
-def _open(job: Job, directory: epath.Path, split: str):
-    """The job's task, which has the split somewhere, and what explains its errors."""
-    if job.mixture_or_task_name is None:
-        raise UserError(
-            "no --mixture_or_task is given",
-            f"the model in {directory} was converted: it was trained on no task that is known here",
-            "give --mixture_or_task=NAME, and where it is your own --module",
-        )
-    task, explain = open_task(job)
-    if not examples.members(task, split):
-        known = sorted({s for member in examples.members(task, None) for s in member.splits})
-        raise UserError(
-            f"--split={split} is in no task of {job.mixture_or_task_name}",
-            f"it has {', '.join(known)}",
-            "choose one with --split",
-        )
-    return task, explain
+def _show(found: Iterable[tuple[str, int, dict]]) -> None:
+    for name, step, result in found:
+        texts = (_shown(n, v) for n, v in result.items() if not (isinstance(v, str) and "\n" in v))
+        print(f"{name}  step {step}  {'  '.join(texts)}", flush=True)
 
 
-def _shown(result: dict) -> Iterator[str]:
-    for name, value in result.items():
-        if not isinstance(value, str):
-            yield f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-        elif "\n" not in value:
-            yield f"{name} {value}"
+def _shown(name: str, value) -> str:
+    return f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
 
 
-def evaluate(
-    model: model_dir.Restored,
-    task,
-    explain: examples.Explain,
-    split: str,
-    num_examples: int | None,
-    folder: epath.Path,
-    batch_size: int,
-) -> Iterator[tuple[str, dict[str, float | int | str]]]:
-    """Evaluates every task of a mixture that has the split, one after the other.
+def _show_table(evaluate: "Evaluation", several_steps: bool) -> None:
+    rows = results.rows(evaluate.lines())
+    table = results.table(rows)
+    write_whole(evaluate.folder / TABLE, table.encode())
+    if len(rows) > 1 or len(evaluate.tasks) > 1:
+        print(f"\n{table}", end="", flush=True)
+    if several_steps and len(rows) > 1 and (best := results.best(rows)) is not None:
+        say(f"best: step {best.step}, which @best names where these results are in the model directory's eval/")
+
+
+class Evaluation:
+    """Evaluates every task of a mixture that has the split; what is compiled for one step serves all.
 
     Each result is written as soon as it is known: a line of FOLDER/results.jsonl, TensorBoard scalars
-    eval/TASK/NAME, and, of tasks with metrics, FOLDER/STEP-TASK-SPLIT.jsonl with predictions.
+    eval/TASK/NAME, and, of tasks with metrics, predictions (see `task_metrics.TaskMetrics`).
 
     Args:
-      model: the restored model.
-      task, explain: from `open_task`.
+      programs: the model laid out; several are an ensemble.
+      job: lengths of the features.
+      task, explain: from `open_split`.
       split: of the tasks.
       num_examples: most examples of each task; None: all.
       folder: to write to.
       batch_size: rows computed together.
-
-    Yields:
-      The name of a task with its `loss` (nats a target token), `accuracy` (share of target tokens), `tokens`, and
-      what its own metric functions say; at the end the `score` of each benchmark that all tasks of are there.
-
-    Raises:
-      UserError: a split is empty or cannot be read, or a metric function failed.
-      RunError: a result cannot be written.
+      decoding: how outputs are made.
+      members: the checkpoints of an ensemble, which then stand in each line.
     """
-    job, rows = model.job, model.rows(batch_size)
-    own_metrics = task_metrics.by_task(task, split, job, model.program, rows, explain, num_examples)
-    eos = {member.name: _end(member) for member in examples.members(task, split)}
-    sums_of = eval_step(model.program)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    with contextlib.ExitStack() as ending:
-        if (events := open_events(folder)) is not None:
-            ending.callback(events.close)
+
+    def __init__(
+        self,
+        programs: tuple[Program, ...],
+        job: Job,
+        task,
+        explain: examples.Explain,
+        split: str,
+        num_examples: int | None,
+        folder: epath.Path,
+        batch_size: int,
+        decoding: Decoding,
+        members: Sequence[str] | None = None,
+    ):
+        self.folder = folder
+        self._program, self._job, self._task, self._explain = programs[0], job, task, explain
+        self._split, self._num_examples = split, num_examples
+        self._rows = model_dir.rows(programs[0], batch_size)
+        self._metrics = task_metrics.by_task(task, split, job, programs, self._rows, explain, num_examples, decoding)
+        self._sums_of = ensemble_eval_step(programs)
+        members_of = examples.members(task, split)
+        self._eos = {member.name: _end(member) for member in members_of}
+        self.tasks = {member.name for member in members_of}
+        lengths = "/".join(str(job.feature_lengths[name]) for name in ("inputs", "targets"))
+        self._setting = {"split": split, "decode": str(decoding), "num_examples": num_examples, "lengths": lengths}
+        self._members = {} if members is None else {"checkpoints": list(members)}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = open_events(folder)
+        self._said: set[str] = set()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def lines(self) -> list[Mapping]:
+        """What the folder holds of these tasks, of averages over them, and of this setting."""
+        wanted = results.setting(self._setting), self._members.get("checkpoints")
+        found = read_jsonl(self.folder / RESULTS)
+        return [
+            line for line in found
+            if (results.setting(line), line.get("checkpoints")) == wanted
+            and (not results.is_evaluation(line) or line["task"] in self.tasks)
+        ]  # fmt: skip
+
+    def known(self, step: int) -> set[str]:
+        """The tasks that have been evaluated at a step, under this setting."""
+        return {line["task"] for line in self.lines() if line["step"] == step and results.is_evaluation(line)}
+
+    def __call__(
+        self, params: tuple[dict, ...], step: int, skip: set[str] = frozenset()
+    ) -> Iterator[tuple[str, int, dict[str, float | int | str]]]:
+        """Evaluates one step.
+
+        Args:
+          params: of each program, on its mesh, which is the current one.
+          step: that they are of.
+          skip: tasks that are left out.
+
+        Yields:
+          The name of a task and the step with its `loss` (nats a target token), `accuracy` (share of target tokens),
+          `tokens`, and what its own metric functions say; at the end the `score` of each benchmark all tasks of which
+          are there.
+
+        Raises:
+          UserError: a split is empty or cannot be read, or a metric function failed.
+          RunError: a result cannot be written.
+        """
+        job, split = self._job, self._split
         for name, stream in examples.evaluation_streams(
-            task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, explain, num_examples
-        ):
-            ends: list[np.ndarray] = []
-            batches = _watched(batching.eval_batches(stream, job.feature_lengths, rows, False, model.program.convert, None, (0, 1)), ends)
-            placed = ({k: model.place(v) for k, v in batch.items()} for batch in batches)
-            result = evaluation.teacher_forced(sums_of, model.params, placed)
-            stream.close()
-            if not result["tokens"]:
-                raise UserError(
-                    f"the split {split} of {name} has no examples",
-                    "there is nothing to evaluate",
-                    "choose another --split",
-                )
-            _say_cut(name, eos[name], np.concatenate(ends), job.feature_lengths["targets"])
+            self._task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, self._explain,
+            self._num_examples,
+        ):  # fmt: skip
+            if name in skip:
+                stream.close()
+                continue
+            result, whole = self._teacher_forced(name, stream, params), False
             try:
-                if name in own_metrics:
+                if name in self._metrics:
                     say(f"decoding {name}")
-                    result |= own_metrics[name](model.params, model.step, folder)
+                    result |= self._metrics[name](params, step, self.folder)
+                whole = True
             finally:
                 # A metric function that fails loses nothing of what is known.
-                _record(folder, events, {"step": model.step, "task": name, "split": split, **result})
-            results[name] = result
-            yield name, result
-        for name, score in task_metrics.averages(results).items():
-            _record(folder, events, {"step": model.step, "task": name, "split": split, "score": score})
-            yield name, {"score": score}
+                self._record(step, name, result | ({} if whole else {"incomplete": True}))
+            yield name, step, result
+        known = {line["task"]: _numbers(line) for line in self.lines() if line["step"] == step and "loss" in line}
+        for name, score in task_metrics.averages(known).items():
+            self._record(step, name, {"score": score})
+            yield name, step, {"score": score}
+
+    def _teacher_forced(self, name: str, stream, params: tuple[dict, ...]) -> dict[str, float | int]:
+        job, program = self._job, self._program
+        ends: list[np.ndarray] = []
+        batches = batching.eval_batches(stream, job.feature_lengths, self._rows, False, program.convert, None, (0, 1))
+        placed = ({k: model_dir.place(program, v) for k, v in batch.items()} for batch in _watched(batches, ends))
+        try:
+            result = evaluation.teacher_forced(self._sums_of, params, placed)
+        finally:
+            stream.close()
+        if not result["tokens"]:
+            raise UserError(
+                f"the split {self._split} of {name} has no examples",
+                "there is nothing to evaluate",
+                "choose another --split",
+            )
+        if name not in self._said:
+            self._said.add(name)
+            _say_cut(name, self._eos[name], np.concatenate(ends), job.feature_lengths["targets"])
+        return result
+
+    def _record(self, step: int, name: str, result: Mapping[str, float | int | str]) -> None:
+        """Writes one result.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        try:
+            append_result(self.folder, {"step": step, "task": name, **self._setting, **self._members, **result})
+            numbers = {f"eval/{name}/{k}": v for k, v in result.items() if not isinstance(v, str | bool)}
+            if self._events is not None:
+                self._events.scalars(step, numbers)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder / RESULTS} could not be written: {error.strerror or error}",
+                f"it holds the results of the tasks before {name}",
+                "make room there or name another folder with --output_dir, and evaluate again",
+            ) from error
+
+
+def _numbers(line: Mapping) -> dict:
+    """A line read back: what was not finite is null there."""
+    return {name: float("nan") if value is None else value for name, value in line.items()}
 
 
 def _watched(batches: Iterable[dict], ends: list[np.ndarray]) -> Iterator[dict]:
     """The batches; the last of the target ids of each row that is not empty is added to `ends`."""
     for batch in batches:
-        ends.append(batch["decoder_target_tokens"][batch["decoder_loss_weights"][:, 0] > 0, -1])
+        ends.append(batch["decoder_target_tokens"][batch["decoder_loss_weights"].any(axis=1), -1])
         yield batch
 
 
@@ -148,22 +257,3 @@ def _say_cut(name: str, eos: int | None, ends: np.ndarray, length: int) -> None:
             f"{cut} of {len(ends)} targets of {name} were cut to the {length} tokens of TASK_FEATURE_LENGTHS, here and "
             "in the metrics: --gin_file=runs/eval.gin makes room for 512"
         )
-
-
-def _record(folder: epath.Path, events: EventFile | None, line: dict) -> None:
-    """Writes one result.
-
-    Raises:
-      RunError: it cannot be written.
-    """
-    try:
-        append_result(folder, line)
-        numbers = {k: v for k, v in line.items() if k != "step" and not isinstance(v, str)}
-        if events is not None:
-            events.scalars(line["step"], {f"eval/{line['task']}/{k}": v for k, v in numbers.items()})
-    except OSError as error:
-        raise RunError(
-            f"{folder / RESULTS} could not be written: {error.strerror or error}",
-            f"it holds the results of the tasks before {line['task']}",
-            "make room there or name another folder with --output_dir, and evaluate again",
-        ) from error

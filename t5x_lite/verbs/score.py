@@ -1,39 +1,64 @@
-"""t5x_lite score: log-probabilities of given targets."""
+"""t5x_lite score: log-probabilities of given targets, by a checkpoint or by several as one."""
 
+from collections import Counter
 from collections.abc import Iterator
 
-import jax
-
-from t5x_lite import model_dir, output
-from t5x_lite.data.requests import grouped, pairs_batch, read_records
-from t5x_lite.program import score_step
+from t5x_lite import model_dir, output, resumable
+from t5x_lite.completion import Scorer
+from t5x_lite.data import requests
+from t5x_lite.data.requests import Source
+from t5x_lite.interruption import preemptible
+from t5x_lite.progress import counted, watched
 from t5x_lite.train.metrics import say
+from t5x_lite.verbs.infer import of_records
 
 
 def main(args) -> None:
     """The verb: writes a JSON line for each line of --input."""
-    records = read_records(args.input, ("inputs", "targets"))
+    found = requests.survey(args.input, ("inputs", "targets"))
     output.check_file(args.output, "--output", args.input)
-    with model_dir.restored(args.checkpoint, args.gin_file, args.gin) as model:
-        count = output.write_lines(args.output, scored(model, records, args.batch_size))
-        say(f"{count} targets scored with the checkpoint of step {model.step}")
+    opened = model_dir.open_together(args.checkpoint, args.gin_file, args.gin)
+    job = opened[0][2]
+    source = of_records(job.vocabulary, found, found.count, str(found))
+    command = {
+        "verb": "score",
+        "checkpoint": model_dir.identities(opened),
+        "input": source.identity,
+        "configuration": [*args.gin_file, *args.gin],
+    }
+    with resumable.opened(args.output, command, args.overwrite) as answers, preemptible(answers.state) as check:
+        if resumable.is_finished(answers):
+            return
+        tally = Counter()
+        with model_dir.ensemble(opened) as models:
+            lines = scored(models, source, args.batch_size, answers.done, tally)
+            shown = watched(lines, answers.done, source.count, "targets", check, bar=args.output is not None)
+            resumable.say_done("targets scored", answers.write(shown), source.count, models)
+    for name, length in job.feature_lengths.items():
+        if tally[name]:
+            long = counted(tally[name], name.removesuffix("s"))
+            say(f"{long} of more than the {length} tokens that the model was trained with: not cut")
 
 
-def scored(model: model_dir.Restored, records: list[dict], batch_size: int) -> Iterator[dict]:
+def scored(
+    models: model_dir.Ensemble, source: Source, batch_size: int, done: int = 0, tally: Counter | None = None
+) -> Iterator[dict]:
     """Each record with `score`, its targets' log-probability in nats, end token included, and their `tokens`.
 
     Inputs and targets count whole, however long the model was trained with: unlike `eval`, which cuts both to
     TASK_FEATURE_LENGTHS.
-    """
-    from t5x_lite.tasks.codec import load
 
-    codec = load(model.job.vocabulary)
-    score, rows = score_step(model.program), model.rows(batch_size)
-    for group in grouped(records, rows):
-        pairs = [
-            ([*codec.encode(r["inputs"]), codec.eos_id], [*codec.encode(r["targets"]), codec.eos_id]) for r in group
-        ]
-        batch = {name: model.place(array) for name, array in pairs_batch(pairs, rows, model.program.convert).items()}
-        log_probabilities, _ = jax.device_get(score(model.params, batch))
-        for record, (_, targets), row in zip(group, pairs, log_probabilities):
-            yield record | {"score": float(row.sum()), "tokens": len(targets)}
+    Args:
+      models: the restored models.
+      source: the requests, which have targets.
+      batch_size: rows computed together.
+      done: requests that are passed over.
+      tally: counts `inputs` and `targets` of more tokens than trained with.
+    """
+    tally = Counter() if tally is None else tally
+    score = Scorer(models.programs)
+    rows = models.rows(batch_size if source.count is None else min(batch_size, source.count))
+    for request, found in score(models.params, source.requests, lambda r: (r.inputs, r.targets), rows, done):
+        for name, length in models.job.feature_lengths.items():
+            tally[name] += len(getattr(request, name)) > length
+        yield request.record | {"score": found, "tokens": len(request.targets)}

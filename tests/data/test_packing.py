@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from t5x_lite.data.packing import OPEN_ROWS, Packer, decoder_only, encoder_decoder, feature_types, fill
-from t5x_lite.data.requests import bucket, inputs_batch, pairs_batch
 
 LENGTHS = {"inputs": 20, "targets": 9}
 
@@ -108,22 +107,6 @@ def test_a_target_that_is_token_zero_still_counts():
 def test_feature_types_are_those_of_a_batch(pack):
     batch = encoder_decoder(fill(packed(examples(9, seed=1), pack), LENGTHS), pack)
     assert feature_types(LENGTHS, pack, encoder_decoder) == {k: (v.shape[1], v.dtype.type) for k, v in batch.items()}
-
-
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 100, 512, 513])
-def test_buckets_hold_what_they_are_for_and_are_few(length):
-    assert length <= bucket(length) <= max(16, 2 * length - 1)
-    assert len({bucket(n) for n in range(1, 1025)}) == 7
-
-
-def test_requests_become_padded_batches():
-    batch = inputs_batch([[5, 6, 1], [7] * 17], rows=4)
-    assert batch.shape == (4, 32) and batch.dtype == np.int32
-    assert batch[0].tolist() == [5, 6, 1] + [0] * 29 and batch[1].sum() == 7 * 17 and not batch[2:].any()
-    pairs = pairs_batch([([5, 1], [8, 9, 1]), ([7] * 17, [1])], rows=3, convert=encoder_decoder)
-    assert pairs["encoder_input_tokens"].shape == (3, 32) and pairs["decoder_target_tokens"].shape == (3, 16)
-    assert pairs["decoder_input_tokens"][0, :4].tolist() == [0, 8, 9, 0]
-    assert pairs["decoder_loss_weights"].sum(axis=1).tolist() == [3, 1, 0]
 
 
 def one_by_one(row, length, prefix, loss_on_inputs):

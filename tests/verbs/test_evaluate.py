@@ -182,7 +182,8 @@ def test_a_metric_function_that_fails_loses_nothing_of_what_is_known(evaluated, 
     assert re.search(r"a metric function of reversed_wrongly failed\. KeyError: 'no such label'", error), error
     whole, part = lines(tmp_path / "results.jsonl")
     assert whole == evaluated[0]["reversed_texts"]
-    assert part == {k: whole[k] for k in ("step", "split", "loss", "accuracy", "tokens")} | {"task": "reversed_wrongly"}
+    kept = ("step", "split", "decode", "num_examples", "lengths", "loss", "accuracy", "tokens")
+    assert part == {k: whole[k] for k in kept} | {"task": "reversed_wrongly", "incomplete": True}
 
 
 def test_training_computes_the_metrics_too(module, train_flags, tmp_path, capfd):
@@ -196,7 +197,7 @@ def test_training_computes_the_metrics_too(module, train_flags, tmp_path, capfd)
     assert [line["step"] for line in during] == [2, 4]
     assert cli.run(["eval", f"--checkpoint={tmp_path}/m", f"--output_dir={tmp_path}/after"]) == 0
     (after,) = lines(tmp_path / "after/results.jsonl")
-    assert during[-1].keys() == after.keys()
+    assert during[-1].keys() | {"decode", "num_examples", "lengths"} == after.keys()
     for name in ("mean_length", "mean_score", "mean_certainty", "scalar", "task_accuracy", "tokens", "loss"):
         assert during[-1][name] == pytest.approx(after[name], rel=1e-4), name
     assert (tmp_path / "m/eval/4-reversed_texts-validation.jsonl").read_text()
@@ -208,7 +209,7 @@ def measured(trained, module):
     macros = ["MIXTURE_OR_TASK_NAME=reversed_texts", "MIXTURE_OR_TASK_MODULE=reversed_tasks"]
     with model_dir.restored(f"{trained}@8", (), macros) as model:
         task, explain = open_task(model.job)
-        found = task_metrics.by_task(task, "validation", model.job, model.program, 8, explain, 10)
+        found = task_metrics.by_task(task, "validation", model.job, (model.program,), 8, explain, 10)
         yield model, found["reversed_texts"]
 
 
@@ -216,7 +217,7 @@ def test_metrics_are_those_of_the_parameters_given(measured, text, tmp_path):
     """A model of zeros gives each of its 512 ids the same probability, at every step of decoding."""
     model, metrics = measured
     zeros = jax.tree.map(jnp.zeros_like, model.params)
-    first, other, again = (metrics(p, step, tmp_path) for step, p in enumerate((model.params, zeros, model.params)))
+    first, other, again = (metrics((p,), step, tmp_path) for step, p in enumerate((model.params, zeros, model.params)))
     assert again == pytest.approx(first, nan_ok=True)
     lengths = [len(text.encode(" ".join(t.split()[::-1]))) + 1 for t in TEXTS[:10]]
     assert other["mean_score"] == pytest.approx(-np.log(512) * np.mean(lengths), rel=1e-4)
@@ -230,7 +231,7 @@ def test_metrics_are_those_of_the_evaluator_of_seqio(measured):
 
     model, metrics = measured
     kinds = seqio.metrics.ModelOutputType
-    outputs = metrics._outputs(model.params, lambda: False)
+    outputs = metrics._outputs((model.params,), lambda: False)
     evaluator = seqio.Evaluator(
         "reversed_texts", seqio.EncDecFeatureConverter(pack=False), sequence_length=dict(model.job.feature_lengths),
         num_examples=10,
@@ -250,7 +251,7 @@ def test_an_evaluation_that_is_asked_to_stop_writes_nothing(measured, tmp_path):
     model, metrics = measured
     answers = iter((False, True))
     with pytest.raises(task_metrics.Stopped):
-        metrics(model.params, 8, tmp_path, lambda: next(answers))
+        metrics((model.params,), 8, tmp_path, lambda: next(answers))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -307,40 +308,18 @@ def test_eval_of_the_end_repeats_the_validation_of_training(trained, tmp_path, c
     assert "tokens 3" in few or lines(tmp_path / "results.jsonl")[-1]["tokens"] < result["tokens"]
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_completions_come_in_the_order_of_the_inputs(kind, trained, text, tmp_path, capfd):
-    texts = [f"{'ka lo ' * (19 - i)}<extra_id_0> {i}" for i in range(19)]
-    path = tmp_path / f"inputs.{kind}"
-    path.write_text("".join((t if kind == "txt" else json.dumps({"inputs": t, "more": 1})) + "\n" for t in texts))
-    flags = ["infer", f"--checkpoint={trained}", f"--input={path}", "--max_decode_length=6"]
-    run(capfd, *flags, f"--output={tmp_path}/out.jsonl", "--batch_size=8")
-    found = lines(tmp_path / "out.jsonl")
-    assert [line["inputs"] for line in found] == texts
-    assert all(line["score"] < 0 and len(text.encode(line["prediction"])) <= 7 for line in found)
-    # In batches of another size, and one by one.
-    printed = [json.loads(line) for line in run(capfd, *flags, "--batch_size=16").splitlines()]
-    assert [line["prediction"] for line in printed] == [line["prediction"] for line in found]
-    np.testing.assert_allclose([x["score"] for x in printed], [x["score"] for x in found], rtol=1e-4)
-    alone = run(capfd, "infer", f"--checkpoint={trained}", f"--text={texts[3]}", "--max_decode_length=6")
-    assert alone == found[3]["prediction"] + "\n"
-
-
 def test_wrong_requests_are_refused(trained, module, tmp_path, capfd):
-    (tmp_path / "bad.jsonl").write_text('{"inputs": "a", "targets": "b"}\n{"inputs": 7}\n')
-    (tmp_path / "empty.jsonl").write_text("")
     at = f"--checkpoint={trained}"
     cases = {
-        ("infer", at, f"--input={tmp_path}/gone.txt"): r"--input=\S*gone.txt cannot be read",
-        ("infer", at, f"--input={tmp_path}/bad.jsonl"): r"line 2 of \S*bad.jsonl is .*an object with text in inputs",
-        ("score", at, f"--input={tmp_path}/bad.jsonl"): r"line 2 of .*text in inputs and targets",
-        ("score", at, f"--input={tmp_path}/empty.jsonl"): r"--input=\S*empty.jsonl is empty",
-        ("infer", f"{at}@5", "--text=a"): r"--checkpoint=\S+@5 names no checkpoint\. \S+ has the steps 4, 8, 12",
-        ("infer", f"--checkpoint={tmp_path}", "--text=a"): "is no model directory",
-        ("infer", f"--checkpoint={tmp_path}/gone", "--text=a"): "is no directory",
         ("eval", at, "--mixture_or_task=text_span"): r"text_span is unknown\..*Nearest: .*text_span_corruption",
         ("eval", at, module, "--mixture_or_task=reversed_text"): r"reversed_text is unknown\..*Nearest: reversed_texts",
         ("eval", at, "--split=test"): r"--split=test is in no task of text_span_corruption\. It has train, validation",
-        ("infer", at, "--text=a", "--gin.architecture.Architecture.mlp_dim=96"): r"mlp\S* has shape .*needs",
+        ("eval", at, at): r"several --checkpoint are given without --output_dir\. .* Name a folder with --output_dir",
+        ("eval", f"{at}@all", at, "--output_dir=x"): r"several --checkpoint are given with @all or --follow\.",
+        ("eval", f"{at}@8", "--follow"): rf"@8 is given with --follow\. .* Write --checkpoint={trained}\.",
+        ("eval", at, "--poll_seconds=3"): r"--poll_seconds=3 is given without --follow\.",
+        ("eval", at, "--beam_size=3"): r"--beam_size is 3\. --decode=greedy does not use it\.",
+        ("eval", at, "--decode=beam", "--seed=3"): r"--seed=3 is given\. --decode=beam draws nothing\.",
     }
     for argv, message in cases.items():
         error = refused(capfd, *argv)
@@ -359,18 +338,11 @@ def no_parameters(monkeypatch):
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(trained_copy, no_parameters, tmp_path, capfd):
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"inputs": "a", "targets": "b"}\n')
     (tmp_path / "file").write_text("kept")
     (trained_copy / "eval").rename(trained_copy / "before")
     (trained_copy / "eval").touch()
     at, before = f"--checkpoint={trained_copy}", sorted(tmp_path.rglob("*"))
     cases = {
-        ("infer", at, "--text=a", "--output=/no/such/dir/x.jsonl"): r"--output=/no/such/dir/x.jsonl cannot be written",
-        ("infer", at, "--text=a", f"--output={tmp_path}"): r"--output=\S+ cannot be written\. It is a folder",
-        ("infer", at, "--text=a", f"--output={tmp_path}/file/x"): r"--output=\S+file/x cannot be written",
-        ("score", at, f"--input={pairs}", "--output=/proc/x.jsonl"): r"--output=/proc/x.jsonl cannot be written",
-        ("score", at, f"--input={pairs}", f"--output={pairs}"): r"--output=\S+pairs.jsonl is also the input",
         ("eval", at, "--output_dir=/proc/x/y"): r"--output_dir=/proc/x/y cannot be written",
         ("eval", at, f"--output_dir={tmp_path}/file/x"): r"--output_dir=\S+file/x cannot be written",
         ("eval", at): r"--output_dir=\S+/eval cannot be written\. .*name another folder with --output_dir",
@@ -381,20 +353,7 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(trained_copy,
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "kept"
 
 
-def test_an_error_leaves_older_answers_as_they_are(trained, tmp_path, capfd):
-    answers = tmp_path / "answers.jsonl"
-    flags = ["infer", f"--checkpoint={trained}", "--text=a", "--gin.VOCABULARY=/no/such.model"]
-    refused(capfd, *flags, f"--output={answers}")
-    assert not answers.exists()
-    answers.write_text("older")
-    refused(capfd, *flags, f"--output={answers}")
-    assert answers.read_text() == "older"
-
-
 def test_a_disk_that_is_full_is_a_failure_of_the_run(trained, module, tmp_path, capfd, monkeypatch):
-    error = failed(capfd, 1, "infer", f"--checkpoint={trained}", "--text=a", "--output=/dev/full")
-    assert "/dev/full could not be written: No space left on device. It holds 0 whole lines. Make room" in error
-
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,0 +1,39 @@
+"""SIGTERM as an exception, for verbs that keep what they have written and can be run again."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from t5x_lite.errors import Preempted
+
+
+@contextlib.contextmanager
+def preemptible(state: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """Within the context SIGTERM raises Preempted where it arrives, as Ctrl-C raises KeyboardInterrupt.
+
+    Args:
+      state: says what is safe and how to go on.
+
+    Yields:
+      A function that raises Preempted where the first one was swallowed, as by a callback out of C; to be called now
+      and then.
+    """
+    seen = []
+
+    def end(number, frame):
+        seen.append(number)
+        raise Preempted(f"stopped by SIGTERM: {state()}")
+
+    def check() -> None:
+        if seen:
+            raise Preempted(f"stopped by SIGTERM: {state()}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check  # a thread is sent no signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)

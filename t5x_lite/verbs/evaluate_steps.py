@@ -1,0 +1,124 @@
+"""Which checkpoints eval evaluates: given ones, all of a model directory, or each as it appears."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from t5x_lite import model_dir
+from t5x_lite.errors import UserError
+from t5x_lite.train import checkpoint
+from t5x_lite.train.metrics import say
+
+# Seconds between two looks, unless --poll_seconds says otherwise, and seconds that a deletion may take.
+_POLL, _DELETION = 30.0, 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to evaluate.
+
+    Args:
+      references: for `checkpoint.find`.
+      several_steps: all checkpoints of the one reference, and not the one that it names.
+      follow: also those that appear later.
+      poll: seconds between two looks.
+    """
+
+    references: list[str]
+    several_steps: bool
+    follow: bool
+    poll: float
+
+    def wait_for_first(self) -> None:
+        """Returns when a directory that is followed has a checkpoint, or never will."""
+        if not self.follow:
+            return
+        directory, said = epath.Path(self.references[0]), False
+        while not checkpoint.steps(str(directory)) and not (directory / model_dir.DONE).exists():
+            if not said:
+                there = "has no checkpoint yet" if directory.is_dir() else "is not there yet"
+                say(f"{directory} {there}: waiting, looking every {self.poll:g} s")
+                said = True
+            time.sleep(self.poll)
+
+    def steps(self, directory: epath.Path) -> Iterator[int]:
+        """The steps to evaluate; where they are followed, until the run is done."""
+        seen, said = set(), False
+        while True:
+            # Looked at first: what is committed after it is asked for would be missed.
+            done = (directory / model_dir.DONE).exists() or not self.follow
+            new = [step for step in checkpoint.steps(str(directory)) if step not in seen]
+            for step in new:
+                seen.add(step)
+                yield step
+            if done:
+                return
+            if new:
+                said = False
+            elif not said:
+                say(f"waiting for a checkpoint after step {max(seen)} in {directory}, looking every {self.poll:g} s")
+                said = True
+            time.sleep(0 if new else self.poll)
+
+
+def plan(args) -> Plan:
+    """What a command line asks for.
+
+    Raises:
+      UserError: it asks for what does not go together.
+    """
+    if args.poll_seconds is not None and not args.follow:
+        raise UserError(
+            f"--poll_seconds={args.poll_seconds:g} is given without --follow", "it polls nothing", "leave it out"
+        )
+    if len(args.checkpoint) > 1:
+        if args.follow or any(_every(reference) for reference in args.checkpoint):
+            raise UserError(
+                "several --checkpoint are given with @all or --follow",
+                "together they are one model, an ensemble, and each must name one checkpoint",
+                "give one --checkpoint, or several with @STEP, @latest or @best",
+            )
+        if args.output_dir is None:
+            raise UserError(
+                "several --checkpoint are given without --output_dir",
+                "results of an ensemble are not those of one of its models, in whose eval/ they would stand",
+                "name a folder with --output_dir",
+            )
+        return Plan(args.checkpoint, False, False, 0)
+    [reference] = args.checkpoint
+    if args.follow and "@" in reference and not _every(reference):
+        raise UserError(
+            f"--checkpoint={reference} is given with --follow",
+            "what is followed are all checkpoints of a model directory",
+            f"write --checkpoint={reference.rpartition('@')[0]}",
+        )
+    several = args.follow or _every(reference)
+    name = reference.removesuffix("@all")
+    return Plan([name], several, args.follow, args.poll_seconds or _POLL)
+
+
+def _every(reference: str) -> bool:
+    return reference.endswith("@all")
+
+
+def restored(model: model_dir.LaidOut, step: int) -> model_dir.Restored | None:
+    """A checkpoint; None, which is said, where it has been deleted meanwhile."""
+    try:
+        return model.restore(step)
+    except Exception:  # whatever reading half of it ends in
+        if not _disappears(model.directory, step):
+            raise
+    say(f"step {step} was deleted before it could be read: left out")
+    return None
+
+
+def _disappears(directory: epath.Path, step: int) -> bool:
+    """Whether a checkpoint is gone, or will be at once: a folder is deleted file by file."""
+    end = time.monotonic() + _DELETION
+    while step in checkpoint.steps(str(directory)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
