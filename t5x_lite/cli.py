@@ -85,6 +85,15 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _size(text: str) -> int:
+    """Bytes, of 5GB, 500MB or 1GiB as transformers means them."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])(I?)B)?", text.strip().upper())
+    size = found and int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+    if not size:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a size such as 5GB or 500MB")
+    return size
+
+
 # A path of this machine. The shell leaves the ~ of --flag=~/x to us; gs:// passes as it is.
 _path = os.path.expanduser
 
@@ -128,13 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
     _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
 
-    convert = _verb(verbs, "convert", "convert", "convert a checkpoint from or to Hugging Face")
-    convert.add_argument("--from", dest="source", required=True, choices=["hf", "native"])
-    convert.add_argument("--to", dest="target", choices=["hf", "native"], help="default: native, or hf from native")
-    convert.add_argument(
-        "--input", type=_path, required=True, metavar="D", help="from native: as --checkpoint of infer"
-    )
-    convert.add_argument("--output", type=_path, required=True, metavar="D", help="a new folder of this machine")
+    _add_convert(verbs)
 
     vocab = _verb(verbs, "vocab", "vocab", "train a SentencePiece vocabulary")
     vocab.add_argument("action", choices=["train"])
@@ -250,37 +253,6 @@ def _add_score(verbs) -> None:
         help=".jsonl with the fields inputs and targets, or .tsv with these columns; each also as .gz",
     )
     _add_output(score)
-
-
-def _add_tasks(verbs) -> None:
-    """The verb whose actions have arguments of their own."""
-    tasks = verbs.add_parser("tasks", help="list, show, check and cache tasks and mixtures", allow_abbrev=False)
-    tasks.set_defaults(verb="tasks")
-    actions = tasks.add_subparsers(title="actions", metavar="ACTION", parser_class=_VerbParser, required=True)
-
-    _verb(actions, "list", "tasks_list", "every task and mixture, one name a line when piped", gin=True, tasks=True)
-
-    show = _verb(actions, "show", "tasks_show", "raw records, inputs, targets and tokens", gin=True, tasks=True)
-    show.add_argument("name", metavar="NAME", nargs="?", help="a task or mixture; default: MIXTURE_OR_TASK_NAME")
-    show.add_argument("--n", type=_count, default=3, metavar="N", help="examples")
-    show.add_argument("--split", default="train")
-    show.add_argument("--seed", type=int, metavar="S", help="shuffles the records; default: the first ones in order")
-
-    check = _verb(actions, "check", "tasks_check", "try your tasks on a few records and say what is wrong", gin=True)
-    check.add_argument("module", metavar="MODULE", help="Python module that registers your tasks")
-    check.add_argument("--n", type=_count, default=50, metavar="N", help="records of each split")
-
-    cache = _verb(
-        actions, "cache", "tasks_cache", "write a task's examples where training reads them", gin=True, tasks=True
-    )
-    cache.add_argument("name", metavar="NAME", help="a task or mixture")
-    cache.add_argument("--output", type=_path, required=True, metavar="D", help="folder of caches: TASK_CACHE_DIR")
-    cache.add_argument("--split", action="append", metavar="S", help="may be repeated; default: all")
-    cache.add_argument(
-        "--shards", type=_count, metavar="N", help="files of a split; default: as the source, at least 16"
-    )
-    cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
-    cache.set_defaults(beam=())
 
 
 def _add_tasks(verbs) -> None:
