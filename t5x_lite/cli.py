@@ -156,12 +156,15 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=_path, default="demo", metavar="D", help="model directory")
     demo.add_argument("--short", action="store_true", help="a minute of training, to see that all parts work")
 
-    bench = _verb(verbs, "bench", "bench", "measure: the train step, the time to a first step, or the input pipeline")
-    bench.add_argument("what", choices=["train", "startup", "input"])
+    bench = _verb(verbs, "bench", "bench", "measure: train step, decoding, time to a first step, input pipeline")
+    bench.add_argument("what", choices=["train", "decode", "startup", "input"])
     bench.add_argument("--gin_file", action="append", type=_path, metavar="F", help="default: models/t5_1_1_small.gin")
-    bench.add_argument("--batch_size", type=_count, metavar="N", help="default: 8, for input 128")
+    bench.add_argument(
+        "--batch_size", type=_count, metavar="N", help="default: 8, for input 128, for decode both 8 and 64"
+    )
     bench.add_argument("--inputs", type=_count, default=512, metavar="TOKENS")
-    bench.add_argument("--targets", type=_count, default=114, metavar="TOKENS")
+    bench.add_argument("--targets", type=_count, metavar="TOKENS", help="default: 114, for decode 64")
+    bench.add_argument("--beam_size", type=_count, default=4, metavar="W", help="of decode, beside greedy")
     bench.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     bench.add_argument(
         "--runs", type=_count, default=5, metavar="N", help="measured runs after one that is not counted"

@@ -65,6 +65,7 @@ COMPOSED = {
     "tasks_cache": {"tasks"},
     "tasks_metrics": {"tasks", "tasks_finding"},
     "bench_train": {"bench", "bench_huggingface"},
+    "bench_decode": {"bench", "bench_huggingface", "bench_train"},
     "bench_huggingface": {"bench_train"},
     "bench_startup": {"bench"},
     "bench_input": {"bench", "bench_input_t5", "bench_train"},

@@ -30,6 +30,13 @@ _SET = {
         "PACK": "leave it out: every row holds one example without padding",
         "TRAIN_STEPS": "give --runs",
     },
+    "decode": {
+        "BATCH_SIZE": "give --batch_size",
+        "TASK_FEATURE_LENGTHS": "give --inputs and --targets",
+        "Architecture.dtype": "give --dtype",
+        "TRAIN_STEPS": "leave it out: nothing is trained",
+        "MODEL_DIR": "leave it out: the weights are drawn",
+    },
     "startup": {
         "TRAIN_STEPS": "leave it out: the first step is what is waited for",
         "MODEL_DIR": "leave it out: each run has a folder of its own",
@@ -45,8 +52,10 @@ _SET = {
     },
 }
 
-# Rows of a batch, unless --batch_size is given. On a CPU a train step of 8 takes seconds.
-_BATCH_SIZE = {"train": 8, "startup": 8, "input": 128}
+# Rows of a batch, unless --batch_size is given. On a CPU a train step of 8 takes seconds; decode has several.
+_BATCH_SIZE = {"train": 8, "decode": None, "startup": 8, "input": 128}
+# Target tokens of each row, unless --targets is given: those of T5's span corruption, and new ones.
+_TARGETS = {"train": 114, "decode": 64, "startup": 114, "input": 114}
 
 
 def main(args) -> None:
@@ -62,6 +71,7 @@ def main(args) -> None:
         if fix := _SET[args.what].get(".".join(name.split(".")[-2:])):
             raise UserError(f"--gin.{name} is given", f"bench {args.what} sets it itself", fix)
     args.batch_size = args.batch_size or _BATCH_SIZE[args.what]
+    args.targets = args.targets or _TARGETS[args.what]
     measure = importlib.import_module(f"t5x_lite.verbs.bench_{args.what}").measure
     result = {"bench": args.what, "machine": machine(), **measure(args)}
     if args.output:

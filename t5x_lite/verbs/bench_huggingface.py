@@ -1,4 +1,4 @@
-"""The peer of `bench train`: T5 of Hugging Face transformers on PyTorch, eager, with its Adafactor.
+"""The peer of `bench train` and `bench decode`: T5 of Hugging Face transformers on PyTorch, eager, with its Adafactor.
 
 The optimizer has T5's settings (relative scale, no relative step); the loss is cross-entropy over the same
 target tokens, without the z-loss and accuracy that ours has.
@@ -60,3 +60,43 @@ def step(argument):
         "attention": model.config._attn_implementation,
     }
     return about, take
+
+
+def generation(argument):
+    """(about, step) for a `bench_train.Contestant`; `argument` is (Workload, width of the beam, directory)."""
+    work, width, directory = argument
+    from pathlib import Path
+
+    import torch
+    import transformers
+    from safetensors import safe_open
+
+    from t5x_lite.verbs import bench_train
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32)
+    with safe_open(Path(directory, "model.safetensors"), "pt") as stored:
+        if "lm_head.weight" in stored.keys():
+            # transformers 5 ties T5's head whatever the configuration says.
+            model.lm_head.weight = torch.nn.Parameter(stored.get_tensor("lm_head.weight"))
+    model.to(device, getattr(torch, work.dtype)).eval()
+    # Without an end token every sequence has the full length.
+    model.generation_config.eos_token_id = None
+    inputs, _ = bench_train.random_tokens(work, model.config.vocab_size)
+    inputs = torch.tensor(inputs.astype("int64"), device=device)
+    settings = {"max_new_tokens": work.targets, "num_beams": width, "do_sample": False}
+
+    def decode() -> dict:
+        with torch.inference_mode():
+            ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
+        return {"ids": ids[:, 1:].tolist()}
+
+    about = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "attention": model.config._attn_implementation,
+    }
+    return about, decode
