@@ -28,6 +28,7 @@ def main(args) -> None:
 
         source = infer_task.source(job, args.split or "validation", args.num_examples, directory)
     elif found is not None:
+        say_replaced(found, {"prediction", "score", *(["predictions"] if strategy.num_return > 1 else [])})
         source = of_records(job.vocabulary, found, found.count, str(found))
     else:
         source = of_records(job.vocabulary, [{"inputs": args.text}], 1, f"the text {args.text!r}")
@@ -72,6 +73,12 @@ def _say_lengths(tally: Counter, inputs: int, completion: int, are_cut: bool) ->
         say(f"{long} of more than the {inputs} tokens that the model was trained with: not cut")
     if tally["unended"]:
         say(f"{unended} cut off at {completion} tokens: --max_decode_length gives more")
+
+
+def say_replaced(found: requests.Requests, own: set[str]) -> None:
+    """Says which fields of the input give way to those of the output."""
+    if taken := sorted(own & found.names):
+        say(f"the input has the field {' and '.join(taken)} already: in the output it is replaced")
 
 
 def of_records(vocabulary: str | None, records: Iterable[dict], count: int | None, identity: str) -> Source:

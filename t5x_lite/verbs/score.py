@@ -10,12 +10,13 @@ from t5x_lite.data.requests import Source
 from t5x_lite.interruption import preemptible
 from t5x_lite.progress import counted, watched
 from t5x_lite.train.metrics import say
-from t5x_lite.verbs.infer import of_records
+from t5x_lite.verbs.infer import of_records, say_replaced
 
 
 def main(args) -> None:
     """The verb: writes a JSON line for each line of --input."""
     found = requests.survey(args.input, ("inputs", "targets"))
+    say_replaced(found, {"score", "tokens"})
     output.check_file(args.output, "--output", args.input)
     opened = model_dir.open_together(args.checkpoint, args.gin_file, args.gin)
     job = opened[0][2]
