@@ -129,16 +129,17 @@ def parted(lazy: Lazy, axis: int, inner: int) -> Lazy:
 
 
 def chunk_shape(
-    shape: Sequence[int], itemsize: int, limit: int = BLOCK_BYTES, first: Sequence[int] = ()
+    shape: Sequence[int], itemsize: int, limit: int | None = None, first: Sequence[int] = ()
 ) -> tuple[int, ...]:
     """The shape of blocks of at most `limit` bytes and much alike, made by cutting some axes before others.
 
     Args:
       shape: of the array; an axis of size 0 is kept.
       itemsize: bytes of an element.
-      limit: see above.
+      limit: see above; None: BLOCK_BYTES.
       first: the axes to cut first; then the others, the first ones before the later.
     """
+    limit = BLOCK_BYTES if limit is None else limit
     chunk = [max(1, size) for size in shape]
     order = [axis for axis in first if axis < len(chunk)]
     for axis in order + [axis for axis in range(len(chunk)) if axis not in order]:

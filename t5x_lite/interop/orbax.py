@@ -62,22 +62,30 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
-        self._turn = asyncio.Lock()
+        self._turn, self._failed = asyncio.Lock(), False
 
     async def _open_and_write(self, value: Lazy, tspec: dict, ts_context: ts.Context) -> None:
+        async with self._turn:
+            # Those that wait would go on writing while what is there is taken away.
+            if self._failed:
+                return
+            self._failed = True
+            await self._write(value, tspec, ts_context)
+            self._failed = False
+
+    async def _write(self, value: Lazy, tspec: dict, ts_context: ts.Context) -> None:
         chunk = chunk_shape(value.shape, value.dtype.itemsize)
         tspec["metadata"]["chunks"] = list(chunk)
-        async with self._turn:
+        try:
+            store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        except (ValueError, OSError) as error:
+            raise zarr.not_written(error) from error
+        for box in boxes(value.shape, chunk):
+            part = value.read(box)
             try:
-                store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+                await store[box].write(part)
             except (ValueError, OSError) as error:
                 raise zarr.not_written(error) from error
-            for box in boxes(value.shape, chunk):
-                part = value.read(box)
-                try:
-                    await store[box].write(part)
-                except (ValueError, OSError) as error:
-                    raise zarr.not_written(error) from error
 
 
 def write(folder: str | os.PathLike, item: str, tree) -> None:

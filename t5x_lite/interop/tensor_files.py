@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop.lazy import BLOCK_BYTES, Lazy, boxes, chunk_shape
+from t5x_lite.interop.lazy import Lazy, boxes, chunk_shape
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -170,6 +170,6 @@ def _write(file: Path, tensors: Mapping[str, Lazy]) -> None:
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            chunk = chunk_shape(tensor.shape, tensor.dtype.itemsize, BLOCK_BYTES)
+            chunk = chunk_shape(tensor.shape, tensor.dtype.itemsize)
             for box in boxes(tensor.shape, chunk):
                 out.write(np.ascontiguousarray(tensor.read(box)).view(np.uint8).data)

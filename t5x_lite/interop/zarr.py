@@ -35,7 +35,8 @@ def array(spec: dict, name: str, where, cached: int | None = None) -> Lazy:
     """
     store = _told(lambda: _open(spec, 0), name, where)
     chunk = int(np.prod(store.chunk_layout.read_chunk.shape or (1,), dtype=np.int64)) * store.dtype.numpy_dtype.itemsize
-    text, limit = json.dumps(spec), chunk if cached is None else cached
+    # The cache counts a little more than the elements.
+    text, limit = json.dumps(spec), chunk + chunk // 8 + 2**20 if cached is None else cached
 
     def read(box: Box) -> np.ndarray:
         return _told(lambda: np.asarray(_last_opened(text, limit)[box].read().result()), name, where)
@@ -99,4 +100,5 @@ def create(spec: dict, chunk: tuple[int, ...], contents: Lazy) -> None:
 
 def not_written(error: Exception) -> OSError:
     """TensorStore's error as that of a file, which it does not always raise."""
-    return OSError(_reason(error))
+    system = re.search(r": ([^:\[]+) \[os_error_code=", str(error))
+    return OSError(system[1] if system else _reason(error))

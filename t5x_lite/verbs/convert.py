@@ -102,14 +102,14 @@ def _from_huggingface(args) -> Source:
     vocabulary = huggingface.vocabulary(args.input)
     job, text = _described(huggingface.architecture(args.input), args, "bytes" if vocabulary == "bytes" else None)
     model = huggingface.read(args.input, job.model, _shapes(job.model))
-    return Source(model, job, text, job.vocabulary or vocabulary)
+    return Source(model, job, text, _file(job.vocabulary) or vocabulary)
 
 
 def _from_t5x(args) -> Source:
     stored = t5x.read(t5x.find(args.input))
     job, text = _described(t5x_model.architecture(stored), args)
     model = t5x_model.read(stored, job.model, _shapes(job.model), args.optimizer_state)
-    return Source(model, job, text, job.vocabulary)
+    return Source(model, job, text, _file(job.vocabulary))
 
 
 def _from_native(args) -> Source:
@@ -128,7 +128,21 @@ def _from_native(args) -> Source:
             )
         params[path] = passing.widened(found, "/".join(path), state.parent)
     slots = _native_slots(state, arrays, job) if args.optimizer_state else None
-    return Source(passing.Model(job.model, params, step, slots), job, "", job.vocabulary)
+    return Source(passing.Model(job.model, params, step, slots), job, "", _file(job.vocabulary))
+
+
+def _file(vocabulary: str | None) -> str | None:
+    """The file of a vocabulary that has one; "bytes" and None as they are.
+
+    Raises:
+      UserError: it is not there.
+    """
+    from t5x_lite.tasks import codec
+
+    path = codec.model_file(vocabulary) or vocabulary
+    if path not in (None, "bytes") and not epath.Path(path).is_file():
+        raise UserError(f"VOCABULARY={path} is no file", "nothing is there", "correct the path after --gin.VOCABULARY")
+    return path
 
 
 def _shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[int, ...]]:
