@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from t5x_lite.errors import Preempted
+from t5x_lite.train.metrics import say
 
 
 @contextlib.contextmanager
@@ -35,5 +36,8 @@ def preemptible(state: Callable[[], str]) -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield check
+    except KeyboardInterrupt:
+        say(f"t5x_lite: {state()}")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

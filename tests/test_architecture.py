@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "task": {"errors", "job", "data", "tasks"},
     "output": {"errors", "train"},
     "resumable": {"errors", "output", "train"},
-    "interruption": {"errors"},
+    "interruption": {"errors", "train"},
     "progress": {"train"},
     "completion": {"errors", "program", "data", "model"},
     "validation": {"job", "program", "task_metrics", "data", "train"},

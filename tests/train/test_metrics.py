@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 from etils import epath
@@ -25,6 +26,24 @@ def test_a_result_is_added_behind_whole_lines_only(tmp_path, there):
     metrics.append_result(folder, {"step": 3, "loss": math.nan})
     whole = [json.loads(line) for line in there.split("\n")[:-1]]
     assert metrics.read_jsonl(folder / metrics.RESULTS) == [*whole, {"step": 3, "loss": None}]
+
+
+def test_results_of_several_writers_are_all_there(tmp_path):
+    """Training takes lines of later steps out while eval adds others."""
+    folder = epath.Path(tmp_path)
+
+    def write(task):
+        for step in range(1, 41):
+            metrics.append_result(folder, {"step": step, "task": task, "text": "x" * 999})
+
+    writers = [threading.Thread(target=write, args=(task,)) for task in range(4)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        metrics._drop_after(folder / metrics.RESULTS, 100)
+        metrics.read_jsonl(folder / metrics.RESULTS)
+    found = [(line["task"], line["step"]) for line in metrics.read_jsonl(folder / metrics.RESULTS)]
+    assert sorted(found) == [(task, step) for task in range(4) for step in range(1, 41)]
 
 
 def test_lines_of_steps_that_are_done_again_are_taken_out(tmp_path):

@@ -164,6 +164,28 @@ def test_auxiliary_values_are_the_scores_of_the_completions(evaluated, trained, 
     assert results["reversed_texts"]["mean_certainty"] == pytest.approx(np.mean(scores), rel=1e-4)
 
 
+def test_outputs_are_decoded_as_asked_for(trained, module, tmp_path, capfd):
+    flags = ["eval", f"--checkpoint={trained}@8", "--mixture_or_task=reversed_texts", module, "--num_examples=3"]
+    flags += [f"--output_dir={tmp_path}", "--max_decode_length=3"]
+    run(capfd, *flags, "--decode=beam", "--beam_size=2")
+    run(capfd, *flags)
+    beam, greedy = lines(tmp_path / "results.jsonl")
+    assert beam["decode"] == "beam beam_size=2 length_penalty=0.6 max_decode_length=3"
+    assert greedy["decode"] == "greedy max_decode_length=3" and greedy["num_examples"] == 3
+    assert beam["mean_score"] == pytest.approx(greedy["mean_score"]) and beam["loss"] == greedy["loss"]
+    names = {path.name for path in tmp_path.glob("8-*")}
+    assert names == {f"8-reversed_texts-validation-{line['decode'].replace(' ', '-')}.jsonl" for line in (beam, greedy)}
+
+
+def test_the_table_has_a_column_for_each_task_and_their_mean(evaluated):
+    results, output = evaluated
+    head, metric, row = (output / "table.txt").read_text().splitlines()
+    assert head.split() == ["step", "reversed_texts", "text_span_corruption", "mean"]
+    assert metric.split() == ["exact_match", "loss"]
+    exact, loss = results["reversed_texts"]["exact_match"], results["text_span_corruption"]["loss"]
+    assert row.split() == ["8", f"{exact:.3f}", f"{loss:.3f}", f"{exact:.3f}"]
+
+
 def test_results_are_tensorboard_scalars_at_the_step_of_the_checkpoint(evaluated):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

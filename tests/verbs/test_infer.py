@@ -131,7 +131,10 @@ def test_a_command_that_was_killed_goes_on_without_repeating_or_losing_a_line(
     json_line = resumable.json_line
     monkeypatch.setattr(resumable, "json_line", interrupted)
     assert cli.run([*flags, f"--output={output}"]) == 130
-    assert f"{output} holds {done} whole lines of this command: going on from there" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert f"{output} holds {done} whole lines of this command: going on from there" in error
+    count = output.read_bytes().count(b"\n")
+    assert f"t5x_lite: {output} holds {count} whole lines; the same command goes on from there\nt5x_lite: int" in error
     monkeypatch.undo()
     assert whole.startswith(output.read_bytes()) and output.read_bytes() != whole
     run(capfd, *flags, f"--output={output}")
