@@ -201,8 +201,3 @@ def generate_step(
         decoding.generate, [p.graphdef for p in programs], strategy=strategy, length=length, eos=eos, seed=seed
     )
     return jax.jit(function, compiler_options=_compiler_options(programs[0].mesh))
-
-
-def greedy_step(program: Program, length: int, eos: int) -> Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(params, encoder tokens) -> token ids and log-probability of each row."""
-    return jax.jit(partial(decoding.greedy, program.graphdef, length=length, eos=eos))

@@ -31,6 +31,7 @@ PAGES = [
     "docs/architectures.md",
     "docs/downstream_tasks.md",
     "docs/evaluate.md",
+    "docs/decoding.md",
     "docs/convert.md",
     "docs/tpu.md",
     "docs/performance.md",

@@ -166,10 +166,3 @@ def _rule(strategy: Strategy, eos: int, seed: int, row_ids: Array) -> tuple:
 
     result = sampling.result
     return sampling.begin, functools.partial(sampling.advance, eos=eos, choose=choose), sampling.unfinished, result
-
-
-def greedy(graphdef: nnx.GraphDef, params: dict, tokens: Array, length: int, eos: int) -> tuple[Array, Array]:
-    """Greedy decoding by one model: ids [B, T] and log-probabilities [B]."""
-    rows = jnp.arange(len(tokens), dtype=jnp.int32)
-    ids, _, found = generate([graphdef], [params], tokens, rows, strategy=Strategy(), length=length, eos=eos)
-    return ids[:, 0], found[:, 0]
