@@ -30,6 +30,13 @@ def open_task(job: Job) -> tuple[object, Callable[[Exception], Exception | None]
             job.mixture_maximum, job.mixture_temperature, job.mixture_unsupervised_rate, job.mixture_fixed_weights
         ),
     )  # fmt: skip
+    for member in examples.members(task, None):
+        if absent := {"inputs", "targets"} - set(member.output_features):
+            raise UserError(
+                f"{member.name} has no {' and no '.join(sorted(absent))}",
+                f"a model reads inputs and targets, and its features are {', '.join(member.output_features)}",
+                "choose another --gin.MIXTURE_OR_TASK_NAME, or give the task both as output_features",
+            )
     return task, sources.explain
 
 

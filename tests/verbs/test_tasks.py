@@ -353,7 +353,7 @@ def test_a_piped_list_is_one_full_name_a_line(two_parts, capsys):
     assert "two_parts" not in run(capsys, "tasks", "list").splitlines()
 
 
-@pytest.mark.parametrize("width", [60, 100, 200])
+@pytest.mark.parametrize("width", [64, 100, 200])
 def test_a_list_on_a_terminal_is_a_table_of_its_width(width, two_parts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))

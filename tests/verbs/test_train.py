@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import signal
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -283,6 +284,25 @@ def test_a_metric_that_cannot_be_computed_is_refused_before_anything_is_written(
 
     with pytest.raises(UserError, match="a metric of wanting wants scores with intermediate values"):
         task_metrics.check(Wanting)
+
+
+def test_a_task_that_lacks_a_feature_is_refused(train_flags, corpus, tmp_path, capfd):
+    (tmp_path / "targets_alone.py").write_text(
+        "import seqio\n"
+        "from t5x_lite.tasks import sources, vocabulary\n"
+        "seqio.TaskRegistry.add('targets_alone', source=sources.Documents(sources.bound_files),\n"
+        "  preprocessors=[], output_features={'targets': seqio.Feature(vocabulary.chosen())}, metric_fns=[])\n"
+    )
+    sys.path.append(str(tmp_path))
+    try:
+        error = failed(
+            capfd,
+            train_flags(tmp_path / "m", MIXTURE_OR_TASK_NAME="targets_alone", MIXTURE_OR_TASK_MODULE="targets_alone"),
+        )
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "targets_alone has no inputs. A model reads inputs and targets, and its features are targets." in error
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_model_directory_has_one_writer(trained_copy, train_flags, capfd):
