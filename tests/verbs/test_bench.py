@@ -14,7 +14,7 @@ import pytest
 from t5x_lite import cli
 from t5x_lite.errors import UserError
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.verbs import bench, bench_huggingface, bench_input, bench_startup, bench_train
+from t5x_lite.verbs import bench, bench_decode, bench_huggingface, bench_input, bench_startup, bench_train
 
 ROOT = Path(__file__).parents[2]
 DATA_LIBRARIES = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "sentencepiece", "tensorboard")
@@ -147,6 +147,35 @@ def test_table_aligns_names_left_and_figures_right():
     assert bench.table([("", "s"), ("long name", "1.0"), ("n", "10.0")]) == (
         "              s\nlong name   1.0\nn          10.0"
     )
+
+
+def test_decode_measures_greedy_and_a_beam(tmp_path, capsys):
+    output = tmp_path / "bench.json"
+    assert cli.run(["bench", "decode", *TINY[:4], "--runs=1", *TINY[5:], "--beam_size=3", f"--output={output}"]) == 0
+    cases, shown = json.loads(output.read_text())["cases"], capsys.readouterr().out
+    assert [case["beam_size"] for case in cases] == [1, 3]
+    assert "greedy, batch 2, 16 inputs to 8 new tokens" in shown and "beam 3, batch 2" in shown
+    for case in cases:
+        own = case["contestants"][bench_decode.OURS]
+        assert len(own["runs"]) == 1 and own["runs"][0]["wall_s"] > 0 and own["peak_rss_bytes"] > 2**26
+        if importlib.util.find_spec("torch") is None:
+            assert "not measured, torch" in shown and "wall_s_ratio" not in case
+        else:
+            assert case["contestants"][bench_decode.PEER]["parameters"] == own["parameters"]
+            # The same weights and inputs, all of them to the full length.
+            assert case["equal_tokens"] == 1 and len(case["wall_s_ratio"]) == len(case["cpu_s_ratio"]) == 1
+
+
+def test_decode_counts_equal_tokens():
+    assert bench_decode.equal_share([[1, 2], [3, 4]], [[1, 2], [5, 4]]) == 0.75
+    with pytest.raises(ValueError):
+        bench_decode.equal_share([[1, 2]], [[1]])
+
+
+@pytest.mark.parametrize("name", bench._SET["decode"])
+def test_what_bench_decode_sets_is_no_users_choice(name, capsys):
+    assert cli.run(["bench", "decode", f"--gin.{name}=1"]) == 2
+    assert f"--gin.{name} is given. Bench decode sets it itself." in capsys.readouterr().err
 
 
 # Lines of a run as they came, shortened.
