@@ -57,6 +57,10 @@ setup(
         "tqdm>=4.66,<5",
         "etils[epath]>=1.10",
         "numpy>=1.26,<3",
+        # What orbax-checkpoint, jax and flax stand on, where convert reads and writes checkpoints part by part.
+        "tensorstore>=0.1.71",
+        "ml_dtypes>=0.5",
+        "msgpack>=1",
         # Parquet files as a text source.
         "pyarrow>=16",
         # seqio imports it without declaring it.

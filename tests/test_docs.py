@@ -112,17 +112,16 @@ def reader(tmp_path_factory):
 
 def _huggingface(home: Path) -> None:
     """A Hugging Face directory with the test's vocabulary, made by our own writer from random parameters."""
-    import jax
-
-    from t5x_lite.interop import huggingface
-    from t5x_lite.model import network
+    from t5x_lite.interop import huggingface, tokenizer
     from t5x_lite.model.architecture import Architecture
-    from t5x_lite.parallel.partition import Rules, single_device
+    from tests.interop import models
 
-    arch = Architecture(512, 32, 2, 16, 64, 1, 1)
-    with jax.set_mesh(single_device()):
-        params = jax.device_get(network.init(arch, Rules(), jax.random.key(0)))
-    huggingface.write(home / "hf_t5", arch, params, home / "spiece.model")
+    sizes = {"vocab_size": 512, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 64}
+    arch = Architecture(**sizes, encoder_layers=1, decoder_layers=1)
+    params = {path: 0.1 * array for path, array in models.random(arch).items()}
+    (home / "hf_t5").mkdir()
+    huggingface.write(home / "hf_t5", models.model(arch, params))
+    tokenizer.write(home / "hf_t5", str(home / "spiece.model"))
 
 
 def test_every_command_of_the_pages_runs(reader, monkeypatch, capsys):
