@@ -72,7 +72,9 @@ def _check_flags(args, target: str) -> None:
     ):
         wrong = pair != formats if flag == "--optimizer_state" else target not in formats
         if given and wrong:
-            where = "from t5x to native and back" if flag == "--optimizer_state" else f"--to={' or '.join(formats)}"
+            where = (
+                "from t5x to native and back" if flag == "--optimizer_state" else f"--to={' or '.join(sorted(formats))}"
+            )
             raise UserError(
                 f"{flag} is given with --from={args.source} --to={target}", f"it is for {where}", "leave it out"
             )
