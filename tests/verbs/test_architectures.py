@@ -2,12 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
-from etils import epath
 from flax.traverse_util import flatten_dict
 
-from t5x_lite import cli
+from t5x_lite import cli, model_dir
 from t5x_lite.train import checkpoint
 
 ARCHITECTURES = {
@@ -60,11 +60,8 @@ def test_adapters_are_put_into_a_checkpoint_and_trained_alone(trained, train_fla
     assert "its adapters are new" in capsys.readouterr().err
 
     def parameters(directory, step):
-        folder = epath.Path(directory) / checkpoint.FOLDER / str(step)
-        import orbax.checkpoint as ocp
-
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
-            return flatten_dict(reader.restore(folder)["state"]["params"])
+        with model_dir.restored(f"{directory}@{step}", (), ()) as model:
+            return flatten_dict(jax.device_get(model.params))
 
     before, after = parameters(trained, 12), parameters(tmp_path / "m", 16)
     new = after.keys() - before.keys()

@@ -366,7 +366,7 @@ def test_a_list_on_a_terminal_is_a_table_of_its_width(width, two_parts, tmp_path
     assert titles[0].startswith("Pretraining on ") and titles[-1] == "Your own"
     row = {line.split()[0]: line.split() for line in lines if line}
     heads = ["name", "source", "features", "metrics", "splits", "data"]
-    assert lines[0].split() == (["name", "data"] if width == 60 else heads)
+    assert lines[0].split() == (["name", "data"] if width == 64 else heads)
     if width == 200:
         assert row["two_parts"][1:] == [
             "TextLineDataSource",

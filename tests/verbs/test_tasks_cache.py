@@ -247,7 +247,10 @@ def test_what_cannot_be_cached_leaves_nothing(cache, tmp_path, name, flags, stat
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ('{"text": "bad word"}', 'The record {"text": "bad word"} gives no example. Its first word is bad (pair).'),
+        (
+            '{"text": "bad word"}',
+            'Record 2 of {path} gives no example: {"text": "bad word"}. Its first word is bad (pair).',
+        ),
         ('{"txt": "a b"}', 'Record 2 of {path} cannot be read. It has no string in the field "text"'),
     ],
 )
