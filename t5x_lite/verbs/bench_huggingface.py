@@ -79,7 +79,8 @@ def generation(argument):
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32)
     with safe_open(Path(directory, "model.safetensors"), "pt") as stored:
         if "lm_head.weight" in stored.keys():
-            # transformers 5 ties T5's head whatever the configuration says.
+            # transformers 5 ties T5's head whatever the configuration says, and umT5's logits are then scaled.
+            model.config.tie_word_embeddings = False
             model.lm_head.weight = torch.nn.Parameter(stored.get_tensor("lm_head.weight"))
     model.to(device, getattr(torch, work.dtype)).eval()
     # Without an end token every sequence has the full length.
