@@ -122,8 +122,9 @@ def _legacy(place: epath.Path) -> dict[Path, Lazy]:
         raise _damaged(file, error) from error
     if not isinstance(content, dict):
         raise _damaged(file, "it is not a tree of parameters")
-    version = content.get("version", 0)
-    tree = content.get("optimizer", content)
+    version, tree = content.get("version", 0), content.get("optimizer", content)
+    if not isinstance(version, int) or not isinstance(tree, dict):
+        raise _damaged(file, "it is not a training state of t5x")
     flat = flatten_dict(tree, is_leaf=lambda _, value: _is_spec(value) or "__msgpack_chunked_array__" in value)
     return {
         tuple(map(str, keys)): _leaf(file, keys, value, version)
@@ -139,11 +140,11 @@ def _damaged(file, error) -> UserError:
 
 
 def _is_spec(value) -> bool:
-    return isinstance(value, dict) and "driver" in value and "kvstore" in value
+    return isinstance(value, dict) and "driver" in value and isinstance(value.get("kvstore"), dict)
 
 
 def _leaf(file: epath.Path, keys: Path, value, version: int) -> Lazy:
-    name = "/".join(keys)
+    name = "/".join(map(str, keys))
     if isinstance(value, np.ndarray):
         return lazy.of_array(value)
     if isinstance(value, (int, float)):
@@ -151,9 +152,12 @@ def _leaf(file: epath.Path, keys: Path, value, version: int) -> Lazy:
     if not isinstance(value, dict):
         raise _damaged(file, f"{name} is neither an array nor the place of one")
     if not _is_spec(value):
-        parts = [value["chunks"][key] for key in sorted(value["chunks"], key=int)]
-        shape = [value["shape"][key] for key in sorted(value["shape"], key=int)]
-        return lazy.of_array(np.concatenate(parts).reshape(shape))
+        try:
+            parts = [value["chunks"][key] for key in sorted(value["chunks"], key=int)]
+            shape = [value["shape"][key] for key in sorted(value["shape"], key=int)]
+            return lazy.of_array(np.concatenate(parts).reshape(shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(file, f"the parts of {name} do not make an array, {error}") from error
     # The folder's name alone: where the checkpoint was written is not where it lies now.
     folder = PurePosixPath(value["kvstore"].get("path") or value.get("path", "")).name
     if not folder or value["driver"] != "zarr":

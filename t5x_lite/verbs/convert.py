@@ -129,6 +129,12 @@ def _from_native(args) -> Source:
                 "leave out what you override, or give another checkpoint with --input",
             )
         params[path] = passing.widened(found, "/".join(path), state.parent)
+    if unknown := sorted(keys[1:] for keys in arrays if keys[0] == "params" and keys[1:] not in params):
+        raise UserError(
+            f"{'/'.join(unknown[0])} in the checkpoint {state.parent} has no place in its model",
+            f"{len(unknown)} of the parameters there would be lost, and without them it is another model",
+            "leave out what you override, or give another checkpoint with --input",
+        )
     slots = _native_slots(state, arrays, job) if args.optimizer_state else None
     return Source(passing.Model(job.model, params, step, slots), job, "", _file(job.vocabulary))
 

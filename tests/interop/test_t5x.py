@@ -372,6 +372,36 @@ def test_a_damaged_file(stored, damage):
     refused(rf"^{file} cannot be read\. It is cut off or damaged: .+\. Fetch it again, or correct --input\.$", stored)
 
 
+def test_a_file_whose_parts_do_not_fit(tmp_path):
+    """It is whole msgpack; what it says makes no arrays."""
+    halves = [serialization.msgpack_serialize({"a": np.zeros(4, np.float32)}) for _ in range(2)]
+    parts = {str(i): serialization.msgpack_restore(half)["a"] for i, half in enumerate(halves)}
+    chunked = {"__msgpack_chunked_array__": True, "shape": {"0": 4, "1": 2}, "chunks": parts}
+    file = epath.Path(tmp_path) / "checkpoint"
+
+    def store(tree):
+        file.write_bytes(serialization.msgpack_serialize(tree))
+        return file
+
+    def of(leaf):
+        return {"optimizer": {"target": {"wo": leaf}}}
+
+    assert t5x.read(store(of(chunked))).target[("wo",)].shape == (4, 2)
+    wrong = [
+        of(chunked | {"chunks": {"0": parts["0"]}}),
+        of(chunked | {"chunks": {}}),
+        of({"__msgpack_chunked_array__": True}),
+        of({"driver": "zarr", "kvstore": "file:///x"}),
+        {"optimizer": [1, 2]},
+        of(np.zeros(2, np.float32)) | {"version": "x"},
+    ]
+    for tree in wrong:
+        refused(
+            rf"^{file} cannot be read\. It is cut off or damaged: .+\. Fetch it again, or correct --input\.$",
+            store(tree),
+        )
+
+
 def test_a_missing_or_unknown_parameter(tmp_path):
     tree = unscanned(models.random(models.ARCHITECTURES["t5_1_1"]))
     del tree["decoder", "layers_1", "mlp", "wo", "kernel"]

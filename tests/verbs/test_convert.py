@@ -295,6 +295,13 @@ def test_an_architecture_is_told_by_a_gin_file(trained, tmp_path, capfd):
     assert model.mlp_activations == ("silu", "linear") and model.dropout_rate == 0.2
 
 
+def test_no_parameter_is_lost_by_an_override(trained, tmp_path, capfd):
+    flags = [f"--input={trained}", f"--output={tmp_path}/new", "--gin.architecture.Architecture.tied_head=True"]
+    error = refused(capfd, "convert", "--from=native", *flags)
+    assert re.search(r"decoder/logits_dense/kernel in the checkpoint .* has no place in its model\. 1 of the", error)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damage_that_is_found_on_the_way_leaves_nothing(trained, tmp_path, capfd):
     run("--from=native", "--to=t5x", f"--input={trained}", f"--output={tmp_path}/t5x")
     chunk = tmp_path / "t5x/checkpoint_12/target.decoder.layers_1.mlp.wo.kernel/0.0"
