@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from t5x_lite.data.buckets import batches, in_order, inputs_batch, pairs_batch
 from t5x_lite.data.packing import feature_types
 from t5x_lite.errors import UserError
-from t5x_lite.model.decoding import Strategy
+from t5x_lite.model.decoding import USED, Strategy
 from t5x_lite.program import Program, ensemble_score_step, generate_step
 
 T = TypeVar("T")
@@ -38,6 +38,10 @@ def strategy(args) -> Strategy:
         raise UserError(f"--seed={args.seed} is given", f"--decode={args.decode} draws nothing", "leave it out")
     names = (field.name for field in dataclasses.fields(Strategy))
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    # Also one that says the default: --beam_size=4 alone is not meant greedily.
+    if unused := [name for name in given if name not in USED[args.decode]]:
+        name = unused[0]
+        raise UserError(f"--{name} is {given[name]!r}", f"--decode={args.decode} does not use it", "leave it out")
     return Strategy(method=args.decode, **given)
 
 

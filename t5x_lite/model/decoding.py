@@ -19,7 +19,7 @@ from t5x_lite.model import beam, incremental, sampling
 Array = jax.Array
 
 # What each method uses besides.
-_USED = {
+USED = {
     "greedy": (),
     "beam": ("beam_size", "length_penalty", "num_return"),
     "sample": ("num_return", "temperature", "top_k", "top_p"),
@@ -52,7 +52,7 @@ class Strategy:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.method not in _USED:
+        if self.method not in USED:
             raise _wrong("decode", self.method, "it must be greedy, beam or sample")
         for name, least in (("beam_size", 1), ("num_return", 1), ("top_k", 0)):
             value = getattr(self, name)
@@ -67,7 +67,7 @@ class Strategy:
             raise _wrong("num_return", self.num_return, f"a beam of {self.beam_size} has no more than that")
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            if field.name not in _USED[self.method] and value != field.default:
+            if field.name not in USED[self.method] and value != field.default:
                 raise _wrong(field.name, value, f"--decode={self.method} does not use it", "leave it out")
 
     @property

@@ -341,6 +341,8 @@ def test_wrong_requests_are_refused(trained, module, tmp_path, capfd):
         ("eval", f"{at}@8", "--follow"): rf"@8 is given with --follow\. .* Write --checkpoint={trained}\.",
         ("eval", at, "--poll_seconds=3"): r"--poll_seconds=3 is given without --follow\.",
         ("eval", at, "--beam_size=3"): r"--beam_size is 3\. --decode=greedy does not use it\.",
+        ("eval", at, "--beam_size=4"): r"--beam_size is 4\. --decode=greedy does not use it\.",
+        ("eval", at, "--decode=beam", "--temperature=1"): r"--temperature is 1\.0\. --decode=beam does not use it\.",
         ("eval", at, "--decode=beam", "--seed=3"): r"--seed=3 is given\. --decode=beam draws nothing\.",
     }
     for argv, message in cases.items():
