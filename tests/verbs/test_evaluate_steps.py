@@ -188,8 +188,13 @@ def test_a_checkpoint_that_is_damaged_and_stays_is_an_error(run_folder, monkeypa
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_following_ends_when_it_is_told_to(empty_run, number, status, capfd):
     folder, _ = empty_run
-    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
-    _, err = evaluated(capfd, f"--checkpoint={folder}", "--follow", "--poll_seconds=30", status=status)
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        _, err = evaluated(capfd, f"--checkpoint={folder}", "--follow", "--poll_seconds=30", status=status)
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = "preempted: stopped by SIGTERM: what has been evaluated is written; the same command goes on"
     assert re.search(said if status == 75 else "t5x_lite: interrupted", err), err
 
