@@ -103,9 +103,6 @@ class Completer:
           check: is called before each batch.
         """
 
-        # JAX takes an axis of one row for one to broadcast, which has no sharding.
-        rows = max(rows, 2)
-
         def compute(batch: list[tuple[int, T]]):
             check()
             # A row without an item is another one again: an empty one might never end.

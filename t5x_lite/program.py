@@ -54,7 +54,7 @@ def lay_out(job: Job, mesh) -> Program:
     Raises:
       UserError: a logical axis does not divide over the mesh, or TRAINABLE fits no parameter.
     """
-    rules = job.partition.table()
+    rules = job.partition.table().over(mesh)
     # Kernels join heads with their width, which may divide where the heads themselves do not.
     partition.check_divides(mesh, rules, "heads", job.model.num_heads, "attention heads")
     graphdef, shapes, axes = network.split(job.model, rules)

@@ -48,6 +48,14 @@ class Rules:
         """The same rules with one logical axis replicated."""
         return Rules(tuple(pair for pair in self.table if pair[0] != axis))
 
+    def over(self, mesh) -> "Rules":
+        """The same rules without the mesh axes of one device, which cut nothing.
+
+        JAX keeps such an axis in the sharding of an array and loses it where it broadcasts a dimension of one, a batch
+        of one row for example; it then refuses to join the two.
+        """
+        return Rules(tuple((name, tuple(axis for axis in axes if mesh.shape[axis] > 1)) for name, axes in self.table))
+
 
 @dataclasses.dataclass(frozen=True)
 class Partition:

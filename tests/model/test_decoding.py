@@ -154,6 +154,19 @@ def test_a_layout_changes_nothing(layout):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", [Strategy(), BEAM, Strategy("sample", num_return=2)], ids=lambda s: s.method)
+@pytest.mark.parametrize(("layout", "devices"), [("data", 1), ("tensor", 4)])
+def test_a_row_alone_is_decoded_as_among_others(layout, devices, strategy):
+    """On one device, and on several that cut no rows."""
+    members, eos = [(job("prefix LM"), parameters("prefix LM"))], end_of("prefix LM")
+    among = generated(members, strategy, eos)
+    alone = generated(
+        members, strategy, eos, inputs()[-1:], np.array([7], np.int32), devices=devices, partition=tiny.shipped(layout)
+    )
+    np.testing.assert_array_equal(alone[0][0], among[0][-1])
+    np.testing.assert_allclose(alone[2][0], among[2][-1], rtol=1e-5)
+
+
 def test_a_sample_depends_on_its_row_the_seed_and_its_number_alone():
     members, eos = [(job("prefix LM"), parameters("prefix LM"))], -1
     strategy = Strategy("sample", num_return=3, temperature=0.8, top_k=20, top_p=0.9)

@@ -72,6 +72,9 @@ def test_rules_make_specs():
     assert RULES.spec(None, "vocab") == P(None, None)
     assert RULES.without("mlp").spec("embed", "mlp") == P(("fsdp",), None)
     assert Rules().spec("batch") == P(None)
+    # An axis of one device cuts nothing.
+    over = RULES.over(Partition({"data": 4}, {}).abstract(4))
+    assert over.spec("batch", "embed", "mlp") == P(("data",), None, None)
     assert hash(RULES) == hash(Rules(RULES.table))  # layers hold it as static data
 
 
