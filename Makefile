@@ -16,9 +16,10 @@ help: ## this list
 demo: $(INSTALLED) ## pretrain a tiny T5 on this machine and show what it fills in; SHORT=1: a minute of it
 	$(BIN)/t5x_lite demo --output=demo $(if $(SHORT),--short)
 
+# Two processes: a test mostly traces and compiles, which keeps one core busy.
 test: $(INSTALLED) ## ruff, then pytest; ARGS=... goes to pytest
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 # The stamp is written last, so that a broken installation is tried again.
 $(INSTALLED): requirements.lock setup.py pyproject.toml

@@ -82,6 +82,6 @@ setup(
         "cache": BEAM,
         "wandb": ["wandb>=0.19,<1"],
         "hf": ["transformers>=4.57,<6", "torch>=2.4,<3"],
-        "test": ["pytest>=8,<10", "ruff>=0.12,<1", *BEAM],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.12,<1", *BEAM],
     },
 )

@@ -18,6 +18,19 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Tests of these files run the longest and begin first, so that the two processes of `make test` end together. They
+# compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
+LONG = ["test_docs.py", "test_demo.py", "test_resume.py", "test_train.py", "test_bench.py", "test_train_on_tokens.py"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request):
+    jax.config.update("jax_disable_most_optimizations", request.path.name not in LONG)
+
 # Rows of the embedding table of the tests' models: 400 pieces, 100 sentinels, and some unused.
 TABLE = 512
 

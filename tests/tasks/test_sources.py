@@ -91,9 +91,9 @@ def explained(source):
     "name, content, message",
     [
         ("a.jsonl", b'{"text": "x"}\nnot json\n', r"Record 2 of .*a.jsonl cannot be read. It is not one JSON object"),
-        ("a.jsonl.gz", gzip.compress(b'{"txt": 1}\n'), r"Record 1 of .*a.jsonl.gz .* its fields are txt"),
+        ("a.jsonl.gz", gzip.compress(b'{"txt": 1}\n', mtime=0), r"Record 1 of .*a.jsonl.gz .* its fields are txt"),
         ("a.txt", b"\xff", r"Record 1 of .*a.txt .* can't decode byte"),
-        ("a.txt.gz", gzip.compress(b"line\n" * 5000)[:-20], r"a.txt.gz cannot be read. Compressed file ended"),
+        ("a.txt.gz", gzip.compress(b"line\n" * 5000, mtime=0)[:-20], r"a.txt.gz cannot be read. Compressed file ended"),
         ("a.parquet", b"none", r"a.parquet cannot be read. It is no Parquet file"),
         ("a.tfrecord", b"no records at all", r"a.tfrecord cannot be read. Corrupted record at 0"),
         ("a.json.gz", b"not compressed", r"a.json.gz cannot be read. Not a gzipped file"),

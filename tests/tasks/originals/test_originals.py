@@ -284,8 +284,8 @@ MALFORMED = {
     ],
     ("glue/sst2", "SST-2/train.tsv.gz"): [
         (b"no gzip", r"train.tsv.gz cannot be read. Not a gzipped file"),
-        (gzip.compress(sst(*["a\t1"] * 999))[:-9], r"train.tsv.gz cannot be read. Compressed file ended"),
-        (gzip.compress(b""), r"train.tsv.gz cannot be read. It holds no records"),
+        (gzip.compress(sst(*["a\t1"] * 999), mtime=0)[:-9], r"train.tsv.gz cannot be read. Compressed file ended"),
+        (gzip.compress(b"", mtime=0), r"train.tsv.gz cannot be read. It holds no records"),
     ],
     ("glue/cola", "CoLA/train.tsv"): [
         (b"gj04\t1\t\tfine\ngj04\t1\n", r"Line 2 of .* too few for the column 'sentence'"),
