@@ -12,6 +12,7 @@ from etils import epath
 from t5x_lite import completion, model_dir, output, task_metrics
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
+from t5x_lite.data.packing import Arrays, Convert
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.interruption import preemptible
@@ -195,8 +196,9 @@ class Evaluation:
     def _teacher_forced(self, name: str, stream, params: tuple[dict, ...]) -> dict[str, float | int]:
         job, program = self._job, self._program
         ends: list[np.ndarray] = []
-        batches = batching.eval_batches(stream, job.feature_lengths, self._rows, False, program.convert, None, (0, 1))
-        placed = ({k: model_dir.place(program, v) for k, v in batch.items()} for batch in _watched(batches, ends))
+        convert = _watched(program.convert, ends)
+        batches = batching.eval_batches(stream, job.feature_lengths, self._rows, False, convert, None, (0, 1))
+        placed = ({k: model_dir.place(program, v) for k, v in batch.items()} for batch in batches)
         try:
             result = evaluation.teacher_forced(self._sums_of, params, placed)
         finally:
@@ -236,11 +238,17 @@ def _numbers(line: Mapping) -> dict:
     return {name: float("nan") if value is None else value for name, value in line.items()}
 
 
-def _watched(batches: Iterable[dict], ends: list[np.ndarray]) -> Iterator[dict]:
-    """The batches; the last of the target ids of each row that is not empty is added to `ends`."""
-    for batch in batches:
-        ends.append(batch["decoder_target_tokens"][batch["decoder_loss_weights"].any(axis=1), -1])
-        yield batch
+def _watched(convert: Convert, ends: list[np.ndarray]) -> Convert:
+    """The same function; what is in the last place of the targets of each row that has any is added to `ends`.
+
+    Looked at before it is converted: a decoder alone has the targets behind the inputs, wherever these end.
+    """
+
+    def watching(arrays: Arrays, packed: bool) -> Arrays:
+        ends.append(arrays["targets"][arrays["targets_segment_ids"].any(axis=1), -1])
+        return convert(arrays, packed)
+
+    return watching
 
 
 def _end(member) -> int | None:

@@ -1,6 +1,7 @@
 """eval, infer and score of one trained model: against each other, and against metrics worked out by hand."""
 
 import errno
+import functools
 import json
 import re
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from t5x_lite import cli, model_dir, task_metrics
+from t5x_lite.data import packing
 from t5x_lite.task import open_task
 from t5x_lite.tasks import codec
 from t5x_lite.verbs import evaluate
@@ -300,6 +302,26 @@ def test_targets_that_were_cut_are_counted(evaluated, trained, module, text, tmp
     assert 0 < cut and result["tokens"] == evaluated[0]["reversed_texts"]["tokens"] - cut
     assert cli.run([*flags, f"--output_dir={tmp_path}"]) == 0
     assert "were cut" not in capfd.readouterr().err
+
+
+CONVERTERS = {
+    "encoder and decoder": packing.encoder_decoder,
+    "language model": functools.partial(packing.decoder_only, prefix=False, loss_on_inputs=True),
+    "prefix LM": functools.partial(packing.decoder_only, prefix=True),
+}
+
+
+@pytest.mark.parametrize("convert", CONVERTERS.values(), ids=CONVERTERS)
+def test_targets_that_were_cut_are_counted_in_every_structure(convert, capsys):
+    """A decoder alone has them behind inputs of any length, which need no end, and padding behind both."""
+    eos, ends = 1, []
+    # Cut, whole and full, whole and short, cut; beside inputs that fill their part or not. And an empty row.
+    inputs = ([3, 3], [3, 3, 3, 3, 3], [3, 3, 3, 3, 3], [3, 3, 3, 3, 3])
+    targets = ([7, 8, 9, 6], [7, 8, 9, eos], [7, eos], [7, 8, 9, 6])
+    rows = [[{"inputs": np.array(i), "targets": np.array(t)}] for i, t in zip(inputs, targets)]
+    evaluate._watched(convert, ends)(packing.fill([*rows, []], {"inputs": 5, "targets": 4}), False)
+    evaluate._say_cut("a_task", eos, np.concatenate(ends), 4)
+    assert "2 of 4 targets of a_task were cut to the 4 tokens" in capsys.readouterr().err
 
 
 def test_score_equals_the_loss_of_eval(evaluated, trained, tmp_path, capfd):
