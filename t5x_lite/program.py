@@ -102,8 +102,12 @@ _CPU_OPTIONS = {
 }
 
 
-def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
-    return _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+# Decoding is a quarter faster without YNNPACK: forward it fuses a whole feed-forward layer into one slow kernel.
+_CPU_DECODING_OPTIONS = _CPU_OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def _compiler_options(mesh: jax.sharding.Mesh, on_cpu: dict[str, str] = _CPU_OPTIONS) -> dict[str, str] | None:
+    return on_cpu if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def init_params(job: Job, program: Program) -> Callable[[jax.Array], dict]:
@@ -200,4 +204,4 @@ def generate_step(
     function = partial(
         decoding.generate, [p.graphdef for p in programs], strategy=strategy, length=length, eos=eos, seed=seed
     )
-    return jax.jit(function, compiler_options=_compiler_options(programs[0].mesh))
+    return jax.jit(function, compiler_options=_compiler_options(programs[0].mesh, _CPU_DECODING_OPTIONS))

