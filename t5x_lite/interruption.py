@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, for verbs that keep what they have written and can be run again."""
+"""SIGTERM as an exception, for verbs that can be run again: they keep what they have written, or take it away."""
 
 import contextlib
 import signal
@@ -41,3 +41,17 @@ def preemptible(state: Callable[[], str]) -> Iterator[Callable[[], None]]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the context SIGTERM and Ctrl-C do nothing: for what is soon done and must not be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,12 +22,16 @@ from t5x_lite import output as outputs
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.interop import checkpoint as passing
 from t5x_lite.interop import huggingface, lazy, orbax, t5x, t5x_model, tokenizer
+from t5x_lite.interruption import preemptible, undisturbed
 from t5x_lite.job import NOT_TRAINING, Job
 from t5x_lite.model import network
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.parallel import partition
 from t5x_lite.program import lay_out
 from t5x_lite.train import checkpoint
+
+# Seconds that a write which was not waited for may take.
+_WRITING = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +58,11 @@ def main(args) -> None:
     _check_output(args.output)
     readers = {"hf": _from_huggingface, "t5x": _from_t5x, "native": _from_native}
     writers = {"hf": _to_huggingface, "t5x": _to_t5x, "native": _to_native}
-    source = readers[args.source](args)
-    with _whole_or_nothing(args.output) as directory:
-        writers[target](args, source, directory)
+    with preemptible(lambda: _state(args.output)) as check:
+        source = readers[args.source](args)
+        with _whole_or_nothing(args.output) as directory:
+            writers[target](args, source, directory)
+            check()
     size = sum(array.size for array in source.model.params.values())
     print(f"{size:,} parameters of step {source.model.step} written to {args.output}{_remark(source, target)}")
 
@@ -231,7 +238,23 @@ def _whole_or_nothing(output: str) -> Iterator[Path]:
         ) from error
     finally:
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with undisturbed():
+                _remove(scratch)
+
+
+def _remove(folder: Path) -> None:
+    """Takes a folder away. Threads of TensorStore that are in the middle of a write may put files there again."""
+    end = time.monotonic() + _WRITING
+    while folder.exists() and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _state(output: str) -> str:
+    """What a conversion that is cut off leaves."""
+    if os.path.isdir(output) and os.listdir(output):
+        return f"{output} is written whole"
+    return f"nothing is left of {output}, and --input is unchanged; the same command begins anew"
 
 
 # ---------------------------------------------------------------------------- optimizer state

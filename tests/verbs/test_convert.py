@@ -1,6 +1,8 @@
 """Models between formats by the command line: there and back, fine-tuned on, and refused where they cannot go."""
 
+import dataclasses
 import json
+import os
 import re
 import resource
 import shutil
@@ -18,6 +20,7 @@ from t5x_lite import cli, model_dir
 from t5x_lite.interop import huggingface, lazy, names, orbax, t5x, zarr
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.train import checkpoint
+from t5x_lite.verbs import convert
 from tests.interop import models
 
 REFERENCES = Path(__file__).parents[1] / "references"
@@ -232,6 +235,50 @@ def test_a_disk_that_is_full_leaves_nothing(trained, tmp_path, monkeypatch, capf
     assert re.search(r"a/b could not be written: .*File too large.*\. Nothing is left of it", error), error
     assert "Traceback" not in error
     assert list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "t5x"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_command_that_is_told_to_end_leaves_nothing(trained, tmp_path, monkeypatch, capfd, to, number, status):
+    """In the middle of writing, and once more while it takes away what it has written."""
+    origin, source = ("hf", REFERENCES / "hf_t5_1_0") if to == "native" else ("native", trained)
+    reader = {"hf": "_from_huggingface", "native": "_from_native"}[origin]
+    read, rmtree, seen = getattr(convert, reader), shutil.rmtree, []
+
+    def telling(array):
+        def told(box):
+            if any(tmp_path.glob(".new.*/*")) and not seen:
+                seen.append("told")
+                os.kill(os.getpid(), number)
+            return array.read(box)
+
+        return lazy.Lazy(array.shape, array.dtype, told)
+
+    def read_so(args):
+        found = read(args)
+        params = {path: telling(array) for path, array in found.model.params.items()}
+        return dataclasses.replace(found, model=dataclasses.replace(found.model, params=params))
+
+    def told_again(folder, **rest):
+        if Path(folder).parent == tmp_path:
+            seen.append("again")
+            os.kill(os.getpid(), number)
+        rmtree(folder, **rest)
+
+    monkeypatch.setattr(convert, reader, read_so)
+    monkeypatch.setattr(convert.shutil, "rmtree", told_again)
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        argv = ["convert", f"--from={origin}", f"--to={to}", f"--input={source}", f"--output={tmp_path}/new"]
+        assert cli.run(argv) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["told", "again"] and list(tmp_path.iterdir()) == []
+    said = rf"nothing is left of {tmp_path}/new, and --input is unchanged; the same command begins anew"
+    error = capfd.readouterr().err
+    assert f"stopped by SIGTERM: {said}\n" in error if status == 75 else f"t5x_lite: {said}\n" in error, error
+    assert "Traceback" not in error
 
 
 def refused(capfd, *argv):
