@@ -53,7 +53,7 @@ def main(args) -> None:
             )
             ending.callback(evaluate.close)
             if plan.several_steps:
-                for step in plan.steps(directory):
+                for step in plan.steps(directory, job.save_period, evaluate.finished):
                     check()
                     skip = set() if args.overwrite else evaluate.known(step)
                     if evaluate.tasks <= skip:
@@ -149,7 +149,17 @@ class Evaluation:
 
     def known(self, step: int) -> set[str]:
         """The tasks that have been evaluated at a step, under this setting."""
-        return {line["task"] for line in self.lines() if line["step"] == step and results.is_evaluation(line)}
+        return self._known().get(step, set())
+
+    def finished(self) -> set[int]:
+        """The steps at which all tasks have been evaluated, under this setting."""
+        return {step for step, tasks in self._known().items() if self.tasks <= tasks}
+
+    def _known(self) -> dict[int, set[str]]:
+        found: dict[int, set[str]] = {}
+        for line in filter(results.is_evaluation, self.lines()):
+            found.setdefault(line["step"], set()).add(line["task"])
+        return found
 
     def __call__(
         self, params: tuple[dict, ...], step: int, skip: set[str] = frozenset()

@@ -1,15 +1,16 @@
 """Which checkpoints eval evaluates: given ones, all of a model directory, or each as it appears."""
 
 import dataclasses
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
 from t5x_lite import model_dir
 from t5x_lite.errors import UserError
 from t5x_lite.train import checkpoint
-from t5x_lite.train.metrics import say
+from t5x_lite.train.metrics import JSONL, say
 
 # Seconds between two looks, unless --poll_seconds says otherwise, and seconds that a deletion may take.
 _POLL, _DELETION = 30.0, 10.0
@@ -43,13 +44,25 @@ class Plan:
                 said = True
             time.sleep(self.poll)
 
-    def steps(self, directory: epath.Path) -> Iterator[int]:
-        """The steps to evaluate; where they are followed, until the run is done."""
+    def steps(
+        self, directory: epath.Path, save_period: int = 0, evaluated: Callable[[], set[int]] = set
+    ) -> Iterator[int]:
+        """The steps to evaluate; where they are followed, until the run is done.
+
+        Args:
+          directory: the model directory.
+          save_period: of its run. Of the steps that it has saved by that, those that are there no more are said, once.
+          evaluated: gives the steps that need no evaluation.
+        """
         seen, said = set(), False
         while True:
             # Looked at first: what is committed after it is asked for would be missed.
             done = (directory / model_dir.DONE).exists() or not self.follow
             new = [step for step in checkpoint.steps(str(directory)) if step not in seen]
+            if self.follow and new:
+                gone = set(saved(directory, save_period, max(new))) - seen.union(new)
+                seen |= gone
+                _say_gone(sorted(gone - evaluated()) if gone else [])
             for step in new:
                 seen.add(step)
                 yield step
@@ -61,6 +74,27 @@ class Plan:
                 say(f"waiting for a checkpoint after step {max(seen)} in {directory}, looking every {self.poll:g} s")
                 said = True
             time.sleep(0 if new else self.poll)
+
+
+def saved(directory: epath.Path, save_period: int, newest: int) -> range:
+    """The steps up to `newest` that a run has saved in its directory, as far as its period and first metrics tell."""
+    try:
+        with (directory / JSONL).open() as file:
+            first = json.loads(file.readline())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return range(0)  # not the directory of a run
+    return range(-(-first // save_period) * save_period, newest + 1, save_period) if save_period else range(0)
+
+
+def _say_gone(steps: Sequence[int]) -> None:
+    if not steps:
+        return
+    if len(steps) == 1:
+        say(f"step {steps[0]} was deleted before it was evaluated")
+    elif len(steps) <= 5:
+        say(f"steps {', '.join(map(str, steps[:-1]))} and {steps[-1]} were deleted before they were evaluated")
+    else:
+        say(f"{len(steps):,} steps from {steps[0]} to {steps[-1]} were deleted before they were evaluated")
 
 
 def plan(args) -> Plan:

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from etils import epath
 
 from t5x_lite import cli
 from t5x_lite.train import checkpoint
@@ -172,6 +173,60 @@ def test_a_checkpoint_that_is_deleted_under_it_is_left_out(empty_run, tmp_path, 
     _, err = evaluated(capfd, f"--checkpoint={folder}", "--follow", "--poll_seconds=0.05")
     assert [line["step"] for line in results(folder)] == [4, 12]
     assert "step 8 was deleted before it could be read: left out" in err
+
+
+def test_checkpoints_that_were_deleted_before_they_were_listed_are_said(empty_run, tmp_path, capfd, monkeypatch):
+    """One before the command began; one that came and went while another was evaluated."""
+    folder, commit = empty_run
+    config, real = folder / "config.gin", checkpoint.restore_part
+    config.write_text(re.sub("SAVE_PERIOD = 4", "SAVE_PERIOD = 2", config.read_text()))
+    commit(4)
+
+    def meanwhile(directory, abstract):
+        if directory.name == "4":
+            shutil.rmtree(folder / "checkpoints/4")
+            commit(12)
+            (tmp_path / "DONE").rename(folder / "DONE")
+            directory = tmp_path / "store/4"
+        return real(directory, abstract)
+
+    monkeypatch.setattr("t5x_lite.train.checkpoint.restore_part", meanwhile)
+    flags = [f"--checkpoint={folder}", "--follow", "--poll_seconds=0.05"]
+    _, err = evaluated(capfd, *flags)
+    assert [line["step"] for line in results(folder)] == [4, 12]
+    said = [line for line in err.splitlines() if "deleted" in line]
+    assert said == [
+        "step 2 was deleted before it was evaluated",
+        "steps 6, 8 and 10 were deleted before they were evaluated",
+    ]
+    # What has been evaluated is not missing.
+    _, err = evaluated(capfd, *flags)
+    said = [line for line in err.splitlines() if "deleted" in line]
+    assert said == ["steps 2, 6, 8 and 10 were deleted before they were evaluated"]
+    _, err = evaluated(capfd, f"--checkpoint={folder}@all")
+    assert "deleted" not in err
+
+
+@pytest.mark.parametrize(
+    ("first", "period", "expected"),
+    [
+        ('{"step": 2}', 4, [4, 8]),
+        ('{"step": 4}', 4, [4, 8]),
+        ('{"step": 6}', 4, [8]),  # begun at the step of another model
+        ('{"step": 2}', 0, []),
+        ('{"st', 4, []),
+        (None, 4, []),
+    ],
+)
+def test_the_steps_that_a_run_has_saved(first, period, expected, tmp_path):
+    if first is not None:
+        (tmp_path / "metrics.jsonl").write_text(f"{first}\n")
+    assert list(evaluate_steps.saved(epath.Path(tmp_path), period, 9)) == expected
+
+
+def test_many_checkpoints_that_were_deleted_are_one_line(capsys):
+    evaluate_steps._say_gone(range(1000, 98000, 1000))
+    assert capsys.readouterr().err == "97 steps from 1000 to 97000 were deleted before they were evaluated\n"
 
 
 def test_a_checkpoint_that_is_damaged_and_stays_is_an_error(run_folder, monkeypatch, capfd):
