@@ -51,7 +51,7 @@ class _Resumable(Answers):
 
     def __init__(self, path: str, file: int, command: Mapping, done: int, finished: bool):
         super().__init__(path, done, finished)
-        self._file, self._command = file, command
+        self._file, self._command, self.begun = file, command, False
         self._size = os.fstat(file).st_size if done else 0
 
     def state(self) -> str:
@@ -60,26 +60,34 @@ class _Resumable(Answers):
     def write(self, lines: Iterable[Mapping]) -> int:
         count = 0
         for line in lines:
-            try:
+            data = json_line(line).encode() + b"\n"
+            with self._failures():
                 if not self.done:
                     # Only now, so that a command that fails before leaves what was there. An empty file is of no
                     # command, whatever is beside it.
                     os.ftruncate(self._file, 0)
+                    self.begun = True
                     self._describe(None)
-                self._append(json_line(line).encode() + b"\n")
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, self._size)
-                raise RunError(
-                    f"{self.path} could not be written: {error.strerror or error}",
-                    f"it holds {_lines(self.done)}",
-                    "make room there, and run the same command again: it goes on from there",
-                ) from error
+                self._append(data)
             self.done += 1
             count += 1
         if self.done:
-            self._describe(self.done)
+            with self._failures():
+                self._describe(self.done)
         return count
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise RunError(
+                f"{self.path} could not be written: {error.strerror or error}",
+                f"it holds {_lines(self.done)}",
+                "make room there, and run the same command again: it goes on from there",
+            ) from error
 
     def _append(self, data: bytes) -> None:
         written = 0
@@ -128,29 +136,57 @@ def opened(path: str | None, command: Mapping[str, object], overwrite: bool) -> 
             )
         yield Answers(path)
         return
-    new = not os.path.exists(path)
-    if not new and not stat.S_ISREG(os.stat(path).st_mode):
+    there = os.path.exists(path)
+    if there and not stat.S_ISREG(os.stat(path).st_mode):
         yield Answers(path)
         return
     command = json.loads(json.dumps(command))
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    file, locked = _taken(path)
     try:
-        _lock(file, path)
         done, finished = 0, False
         if os.fstat(file).st_size and not overwrite:
             finished = _check(path, command)
             done = _cut(file)
             finished = finished == done > 0
-        yield _Resumable(path, file, command, done, finished)
+        answers = _Resumable(path, file, command, done, finished)
+        try:
+            yield answers
+        finally:
+            if answers.begun and not os.fstat(file).st_size:
+                epath.Path(_beside(path)).unlink(missing_ok=True)
     finally:
-        if new and not os.fstat(file).st_size:
+        # While it is locked, so that it is no other process's.
+        if locked and not there and not os.fstat(file).st_size and _is_at(file, path):
             os.unlink(path)
         os.close(file)
 
 
-def _lock(file: int, path: str) -> None:
+def _taken(path: str) -> tuple[int, bool]:
+    """Opens a file, made where there is none, and whether it is locked: not on a file system without locks."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            locked = _lock(file, path)
+            if _is_at(file, path):
+                return file, locked
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # another process has taken it away between the two
+
+
+def _is_at(file: int, path: str) -> bool:
+    """Whether an open file is what its path names now."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: int, path: str) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
         raise UserError(
             f"--output={path} is in use",
@@ -160,6 +196,7 @@ def _lock(file: int, path: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
             raise
+        return False
 
 
 def _check(path: str, command: Mapping[str, object]) -> int | None:

@@ -100,10 +100,84 @@ def test_nothing_is_left_where_nothing_was_written(path):
     assert not write(path).done == 0 and path.read_text() == WHOLE
 
 
-def test_two_processes_do_not_write_one_file(path):
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("failing", ["write", "replace"])
+def test_nothing_is_left_where_the_first_line_cannot_be_written(path, failing, monkeypatch):
+    """Of a line, and of the description beside the lines."""
+    monkeypatch.setattr(os, failing, full_disk)
+    with pytest.raises(RunError, match=r"could not be written: No space left on device\. It holds 0 whole lines\."):
+        write(path)
+    monkeypatch.undo()
+    assert os.listdir(path.parent) == []
+    path.touch()  # which was there before
+    monkeypatch.setattr(os, failing, full_disk)
+    with pytest.raises(RunError):
+        write(path)
+    monkeypatch.undo()
+    assert os.listdir(path.parent) == ["out.jsonl"]
+    write(path)
+    assert path.read_text() == WHOLE
+
+
+def test_what_cannot_be_marked_as_finished_is_gone_on_with(path, monkeypatch):
+    with pytest.raises(RunError, match=r"No space left on device\. It holds 10 whole lines\."):
+        with resumable.opened(str(path), COMMAND, False) as answers:
+            answers.write(iter_then(LINES, lambda: monkeypatch.setattr(os, "replace", full_disk)))
+    monkeypatch.undo()
+    assert path.read_text() == WHOLE
+    assert not write(path).finished and write(path).finished and path.read_text() == WHOLE
+
+
+def iter_then(items, act):
+    yield from items
+    act()
+
+
+def test_a_file_that_was_taken_away_meanwhile_is_made_anew(path, monkeypatch):
+    """Another process that had nothing to write takes its file away between our opening and locking it."""
+    real, taken = resumable._lock, []
+
+    def lock(file, name):
+        if not taken:
+            taken.append(os.unlink(name))
+        real(file, name)
+
+    monkeypatch.setattr(resumable, "_lock", lock)
+    write(path)
+    assert path.read_text() == WHOLE
+
+
+def test_two_processes_do_not_write_one_file(path, monkeypatch):
     with resumable.opened(str(path), COMMAND, False):
         with pytest.raises(UserError, match=r"--output=\S+ is in use\. Another process is writing it"):
             write(path)
+        # Nor takes the other away what is empty so far, even where it was not there when it looked.
+        monkeypatch.setattr(resumable.os.path, "exists", lambda path: False)
+        with pytest.raises(UserError):
+            write(path)
+        monkeypatch.undo()
+        assert path.exists()
+
+
+def test_simultaneous_starts_write_one_output(path, monkeypatch):
+    """B looks while there is no file, and locks once A has made and locked it."""
+    real = resumable._taken
+
+    def taken_in_between(name):
+        monkeypatch.setattr(resumable, "_taken", real)
+        with resumable.opened(name, COMMAND, False) as first:
+            with pytest.raises(UserError, match="is in use"):
+                real(name)
+            first.write(LINES)
+        return real(name)
+
+    monkeypatch.setattr(resumable, "_taken", taken_in_between)
+    with resumable.opened(str(path), COMMAND, False) as second:
+        assert second.finished
+    assert path.read_text() == WHOLE
 
 
 def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
@@ -118,9 +192,7 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
         return real(file, data)
 
     monkeypatch.setattr(resumable.os, "write", full)
-    with pytest.raises(
-        RunError, match=r"could not be written: No space left on device\. It holds \d whole lines"
-    ):
+    with pytest.raises(RunError, match=r"could not be written: No space left on device\. It holds \d whole lines"):
         write(path)
     assert WHOLE.startswith(path.read_text()) and path.read_text().endswith("\n")
     monkeypatch.undo()

@@ -41,7 +41,7 @@ class Source:
 
     Args:
       requests: all of them, to be gone through once.
-      count: how many; None: not known before.
+      count: how many, or at most; None: not known before.
       identity: what tells them from others, in words.
       decode: ids -> text of what is made of them.
       eos: the id that ends that.
@@ -112,7 +112,7 @@ def _wanted(required: tuple[str, ...]) -> str:
 
 
 def _copied(path: str):
-    """A copy of what can be read once only; None for a file."""
+    """A copy of what can be read once only, read to its end; None for a file."""
     if "://" in path:
         raise UserError(
             f"--input={path} is not on this machine",

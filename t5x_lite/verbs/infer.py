@@ -1,7 +1,10 @@
 """t5x_lite infer: complete texts with a checkpoint, or with several as one."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+from etils import epath
 
 from t5x_lite import completion, model_dir, output, resumable
 from t5x_lite.data import requests
@@ -9,6 +12,7 @@ from t5x_lite.data.buckets import until_end
 from t5x_lite.data.requests import Request, Source
 from t5x_lite.errors import UserError
 from t5x_lite.interruption import preemptible
+from t5x_lite.job import Job
 from t5x_lite.model.decoding import Strategy
 from t5x_lite.progress import counted, watched
 from t5x_lite.train.metrics import say
@@ -40,6 +44,7 @@ def main(args) -> None:
         "strategy": completion.label(strategy, seed),
         "longest completion": length,
         "configuration": [*args.gin_file, *args.gin],
+        "content of the configuration": digest([job for _, _, job in opened], bool(args.mixture_or_task)),
     }
     with resumable.opened(args.output, command, args.overwrite) as answers, preemptible(answers.state) as check:
         if resumable.is_finished(answers):
@@ -51,8 +56,11 @@ def main(args) -> None:
                 [line] = lines
                 print("\n".join(p["prediction"] for p in line.get("predictions", [line])))
             else:
-                shown = watched(lines, answers.done, source.count, "inputs", check, bar=args.output is not None)
-                resumable.say_done("inputs completed", answers.write(shown), source.count, models)
+                before = answers.done
+                shown = watched(lines, before, source.count, "inputs", check, bar=args.output is not None)
+                count = answers.write(shown)
+                total = source.count if before + count == source.count else None  # a task may have fewer
+                resumable.say_done("inputs completed", count, total, models)
     _say_lengths(tally, job.feature_lengths["inputs"], length, source.is_cut)
 
 
@@ -73,6 +81,33 @@ def _say_lengths(tally: Counter, inputs: int, completion: int, are_cut: bool) ->
         say(f"{long} of more than the {inputs} tokens that the model was trained with: not cut")
     if tally["unended"]:
         say(f"{unended} cut off at {completion} tokens: --max_decode_length gives more")
+
+
+# What decides the answers of a model, and besides what it is asked by a task.
+_OF_MODEL = ("model", "partition", "feature_lengths")
+_OF_TASK = (
+    "mixture_or_task_name", "mixture_or_task_module", "seed", "use_cached_tasks", "mixture_maximum",
+    "mixture_temperature", "mixture_unsupervised_rate", "mixture_fixed_weights",
+)  # fmt: skip
+
+
+def digest(jobs: Iterable[Job], with_task: bool) -> str:
+    """Of what configurations, resolved, say about answers: not of how a model is trained, nor where its data lies.
+
+    Args:
+      jobs: of the models.
+      with_task: the inputs are those of a task.
+    """
+    names = (*_OF_MODEL, *(_OF_TASK if with_task else ()))
+    found = [[(name, getattr(job, name)) for name in names] + [_vocabulary(job.vocabulary)] for job in jobs]
+    return f"digest {hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()}"
+
+
+def _vocabulary(name: str | None) -> str:
+    from t5x_lite.tasks.codec import model_file
+
+    path = model_file(name)
+    return hashlib.blake2b(epath.Path(path).read_bytes()).hexdigest() if path else "bytes"
 
 
 def say_replaced(found: requests.Requests, own: set[str]) -> None:

@@ -1,5 +1,6 @@
 """infer and score: in order whatever the batches, cut off and gone on with, by one model or several, and refused."""
 
+import dataclasses
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from flax import nnx
 from t5x_lite import cli, model_dir, resumable
 from t5x_lite.data.buckets import pairs_batch
 from t5x_lite.tasks import codec
+from t5x_lite.verbs import infer
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
@@ -251,11 +253,68 @@ def test_the_inputs_of_a_task_are_completed(trained, tmp_path, capfd):
     found = lines(tmp_path / "out.jsonl")
     assert len(found) == 9 and all(set(line) == {"inputs", "targets", "prediction", "score"} for line in found)
     assert all("<extra_id_0>" in line["inputs"] and "<extra_id_0>" in line["targets"] for line in found)
-    assert "9 inputs completed" in err and "inputs of 40 tokens, the most that TASK_FEATURE_LENGTHS leaves" in err
+    assert "9 of 9 inputs completed" in err and "inputs of 40 tokens, the most that TASK_FEATURE_LENGTHS leaves" in err
     _, err = run(capfd, *flags, output, "--max_decode_length=4")
     assert "is complete: it holds 9 whole lines" in err
     error = refused(capfd, *flags[:2], "--mixture_or_task=text_span_corruption", "--split=test")
     assert re.search(r"--split=test is in no task of text_span_corruption\. It has train, validation", error)
+
+
+def test_a_task_with_fewer_examples_than_asked_for_is_done_when_they_end(trained, corpus, tmp_path, capfd):
+    (tmp_path / "few.jsonl").write_text("".join((corpus / "validation.jsonl").read_text().splitlines(True)[:3]))
+    flags = ["infer", f"--checkpoint={trained}", "--mixture_or_task=text_span_corruption", "--num_examples=900"]
+    output = tmp_path / "out.jsonl"
+    _, err = run(
+        capfd, *flags, f"--gin.VALIDATION_GLOB={tmp_path}/few.jsonl", "--max_decode_length=2", f"--output={output}"
+    )
+    count = len(lines(output))
+    assert 0 < count < 900 and f"{count} inputs completed" in err
+
+
+def test_answers_of_other_data_of_a_task_are_refused(trained, corpus, tmp_path, capfd):
+    data, output = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    shutil.copy(corpus / "validation.jsonl", data)
+    flags = ["infer", f"--checkpoint={trained}", "--mixture_or_task=text_span_corruption", "--num_examples=3"]
+    flags += [f"--gin.VALIDATION_GLOB={data}", "--max_decode_length=2", f"--output={output}"]
+    run(capfd, *flags)
+    before, text = output.read_bytes(), data.read_text()
+    changed = text.replace(text[12:15], "zzz", 1)
+    assert len(changed) == len(text) and changed != text
+    for other in (changed, text + text.splitlines(True)[0]):  # the first example; the end
+        data.write_text(other)
+        error = refused(capfd, *flags)
+        assert re.search(
+            r"is of another command\. Its input was text_span_corruption, validation, 3 examples, data of digest \S+, "
+            r"and is text_span_corruption, validation, 3 examples, data of digest \S+ now\. .* --overwrite",
+            error,
+        ), error
+    assert output.read_bytes() == before
+    data.write_text(text)
+    assert "is complete" in run(capfd, *flags)[1]
+
+
+def test_answers_of_a_gin_file_of_another_content_are_refused(trained, tmp_path, capfd):
+    gin, output = tmp_path / "own.gin", tmp_path / "out.jsonl"
+    flags = ["infer", f"--checkpoint={trained}", "--text=a", "--max_decode_length=2", f"--output={output}"]
+    gin.write_text("TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 16}\n")
+    run(capfd, *flags, f"--gin_file={gin}")
+    gin.write_text("# The same.\nTASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 16}\n")
+    assert "is complete" in run(capfd, *flags, f"--gin_file={gin}")[1]
+    gin.write_text("TASK_FEATURE_LENGTHS = {'inputs': 20, 'targets': 16}\n")
+    error = refused(capfd, *flags, f"--gin_file={gin}")
+    assert re.search(r"Its content of the configuration was digest \S+, and is digest \S+ now\. .* --overwrite", error)
+
+
+def test_what_decides_the_answers_is_known_again(trained):
+    job = model_dir.read_job(trained)
+
+    def changed(with_task, **fields):
+        return infer.digest([dataclasses.replace(job, **fields)], with_task) != infer.digest([job], with_task)
+
+    assert not changed(True) and not changed(True, train_steps=99)
+    assert changed(False, vocabulary="bytes") and changed(False, feature_lengths={"inputs": 2, "targets": 2})
+    assert changed(False, model=dataclasses.replace(job.model, norm_epsilon=1e-5))
+    assert changed(True, mixture_or_task_module="my_tasks") and not changed(False, mixture_or_task_module="my_tasks")
 
 
 @pytest.fixture(scope="module")
