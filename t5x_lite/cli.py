@@ -72,6 +72,13 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    # JAX takes the others for one of these, or fails.
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -211,7 +218,7 @@ def _add_decoding(verb: argparse.ArgumentParser, several: bool) -> None:
     verb.add_argument("--temperature", type=_number, metavar="T", help="of sample; default: 1")
     verb.add_argument("--top_k", type=_whole, metavar="K", help="of sample: among so many tokens; 0: all, the default")
     verb.add_argument("--top_p", type=_number, metavar="P", help="of sample: among so much probability; default: 1")
-    verb.add_argument("--seed", type=_whole, metavar="S", help="of sample; default: 0")
+    verb.add_argument("--seed", type=_seed, metavar="S", help="of sample; default: 0")
     verb.add_argument("--max_decode_length", type=_count, metavar="T", help="default: the trained targets length")
 
 
@@ -375,10 +382,11 @@ def run(argv: list[str]) -> int:
 def _quiet(show_traceback: bool) -> None:
     """Keeps what TensorFlow and others say about this machine off the terminal, before they are loaded.
 
-    Orbax logs an error with the traceback of each of its threads, and then raises it.
+    Orbax logs an error with the traceback of each of its threads and tasks, and then raises it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("absl").setLevel(logging.ERROR if show_traceback else logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR if show_traceback else logging.CRITICAL)
     sys.excepthook = _excepthook
 
 

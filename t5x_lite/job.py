@@ -127,6 +127,8 @@ class Job:
         _whole("SAVE_PERIOD", self.save_period, least=0)
         _whole("EVAL_PERIOD", self.eval_period, least=0)
         _whole("RANDOM_SEED", self.seed, least=0)
+        # JAX takes a larger one for one of these, or fails.
+        _check("RANDOM_SEED", self.seed, self.seed < 2**32, f"at most {2**32 - 1}")
         for name in ("train_steps", "keep_checkpoints"):
             if getattr(self, name) is not None:
                 _whole(name.upper(), getattr(self, name), least=1)

@@ -115,10 +115,19 @@ class LaidOut:
         """Reads the parameters of a checkpoint.
 
         Raises:
-          UserError: they are of another shape.
+          UserError: they are of another shape, or cannot be read.
         """
         saved = self.directory / checkpoint.FOLDER / str(step)
-        params = checkpoint.restore_part(saved, {"params": self.program.params})["params"]
+        try:
+            params = checkpoint.restore_part(saved, {"params": self.program.params})["params"]
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # of whatever kind: Orbax makes little of what TensorStore says
+            raise UserError(
+                f"the checkpoint {saved} cannot be read",
+                "a file of it is missing, cut off or damaged",
+                "give another step with --checkpoint; --traceback shows what was found",
+            ) from error
         return Restored(self.job, self.directory, step, self.program, params)
 
 

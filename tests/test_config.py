@@ -326,7 +326,7 @@ WRONG_VALUES = {
     "MAX_NONFINITE_STEPS": ["0"],
     "SAVE_PERIOD": ["-1", "often"],
     "EVAL_PERIOD": ["-1"],
-    "RANDOM_SEED": ["-1", "0.5"],
+    "RANDOM_SEED": ["-1", "0.5", "4294967296"],
     "TRAIN_STEPS": ["0", "1e4"],
     "KEEP_CHECKPOINTS": ["0", "all"],
     "Z_LOSS": ["-1e-4", "small", "1e999"],

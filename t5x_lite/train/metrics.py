@@ -78,8 +78,12 @@ def _locked(path: epath.Path) -> Iterator[int]:
 def write_whole(path: epath.Path, data: bytes) -> None:
     """Writes a file that has all of its content whenever it is there."""
     scratch = path.parent / f".{path.name}.new"
-    scratch.write_bytes(data)
-    scratch.replace(path)
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 class MetricsWriter:

@@ -1,7 +1,9 @@
 """Which checkpoints eval evaluates: given ones, all of a model directory, or each as it appears."""
 
 import dataclasses
+import gc
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -144,8 +146,18 @@ def restored(model: model_dir.LaidOut, step: int) -> model_dir.Restored | None:
     except Exception:  # whatever reading half of it ends in
         if not _disappears(model.directory, step):
             raise
+    _forget_tasks()
     say(f"step {step} was deleted before it could be read: left out")
     return None
+
+
+def _forget_tasks() -> None:
+    """Takes away the tasks of Orbax that failed: each would print a traceback of its own, now or at the end."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
 
 
 def _disappears(directory: epath.Path, step: int) -> bool:

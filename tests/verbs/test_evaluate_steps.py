@@ -173,6 +173,7 @@ def test_a_checkpoint_that_is_deleted_under_it_is_left_out(empty_run, tmp_path, 
     _, err = evaluated(capfd, f"--checkpoint={folder}", "--follow", "--poll_seconds=0.05")
     assert [line["step"] for line in results(folder)] == [4, 12]
     assert "step 8 was deleted before it could be read: left out" in err
+    assert "ignored" not in err
 
 
 def test_checkpoints_that_were_deleted_before_they_were_listed_are_said(empty_run, tmp_path, capfd, monkeypatch):
@@ -231,13 +232,15 @@ def test_many_checkpoints_that_were_deleted_are_one_line(capsys):
 
 def test_a_checkpoint_that_is_damaged_and_stays_is_an_error(run_folder, monkeypatch, capfd):
     monkeypatch.setattr(evaluate_steps, "_DELETION", 0.1)
-
-    def damaged(directory, abstract):
-        raise ValueError("damaged")
-
-    monkeypatch.setattr("t5x_lite.train.checkpoint.restore_part", damaged)
-    with pytest.raises(ValueError, match="damaged"):
-        cli.run(["eval", f"--checkpoint={run_folder}@all", *FEW])
+    state = run_folder / "checkpoints/8/state"
+    for file in (state / "ocdbt.process_0/d").iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+    _, err = evaluated(capfd, f"--checkpoint={run_folder}@all", status=2)
+    assert [line["step"] for line in results(run_folder)] == [4]
+    said = r"the checkpoint \S+/checkpoints/8 cannot be read\. A file of it is missing, cut off or damaged\. Give"
+    assert re.search(said, err), err
+    (state / "_METADATA").unlink()
+    evaluated(capfd, f"--checkpoint={run_folder}@8", status=2)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
