@@ -19,6 +19,7 @@ from t5x_lite.output import is_remote, write_lines
 from t5x_lite.train.metrics import json_line, say, write_whole
 
 _CHUNK = 1 << 20
+_TRIES = 10
 
 
 class Answers:
@@ -163,7 +164,7 @@ def opened(path: str | None, command: Mapping[str, object], overwrite: bool) -> 
 
 def _taken(path: str) -> tuple[int, bool]:
     """Opens a file, made where there is none, and whether it is locked: not on a file system without locks."""
-    while True:
+    for _ in range(_TRIES):
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             locked = _lock(file, path)
@@ -173,6 +174,11 @@ def _taken(path: str) -> tuple[int, bool]:
             os.close(file)
             raise
         os.close(file)  # another process has taken it away between the two
+    raise UserError(
+        f"--output={path} cannot be kept",
+        "whenever it is opened, another file takes its place",
+        "stop what replaces it, or name another file with --output",
+    )
 
 
 def _is_at(file: int, path: str) -> bool:

@@ -162,6 +162,13 @@ def test_two_processes_do_not_write_one_file(path, monkeypatch):
         assert path.exists()
 
 
+def test_a_file_that_never_stays_is_refused(path, monkeypatch):
+    real = resumable._lock
+    monkeypatch.setattr(resumable, "_lock", lambda file, name: (os.unlink(name), real(file, name))[1])
+    with pytest.raises(UserError, match=r"--output=\S+ cannot be kept\. Whenever it is opened"):
+        write(path)
+
+
 def test_simultaneous_starts_write_one_output(path, monkeypatch):
     """B looks while there is no file, and locks once A has made and locked it."""
     real = resumable._taken
