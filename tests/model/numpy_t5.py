@@ -40,6 +40,8 @@ def _activate(name, x):
         return np.where(x > 0, x, 0.0)
     if name == "gelu":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if name == "silu":
+        return x / (1 + np.exp(-x))
     return {"linear": x}[name]
 
 

@@ -167,6 +167,56 @@ SIZES = {
     "byt5_small": 299_637_760,
     "byt5_base": 581_653_248,
 }
+
+# Rows of the table, activations, and whether the head is tied, in each release.
+RELU = 32128, ("relu",), True
+GATED = 32128, ("gelu", "linear"), False
+MT5 = 250112, ("gelu", "linear"), False
+UMT5 = 256384, ("gelu", "linear"), False
+BYT5 = 384, ("gelu", "linear"), False
+# Layers of the encoder and of the decoder, d_model, d_ff, heads, d_kv, and the above.
+# Sources: Raffel et al. 2020, tables 2 and 13 and section 3.7; Mesh TensorFlow's t5.1.1.*; t5x's mt5 and byt5; the
+# config.json of google/umt5-* and google/ul2. t5_1_0_tiny is ours, after t5.1.1.tiny.
+PUBLISHED = {
+    "t5_1_0_tiny": (2, 2, 32, 64, 2, 64, *RELU),
+    "t5_1_0_small": (6, 6, 512, 2048, 8, 64, *RELU),
+    "t5_1_0_base": (12, 12, 768, 3072, 12, 64, *RELU),
+    "t5_1_0_base_2x": (16, 16, 1024, 4096, 16, 64, *RELU),
+    "t5_1_0_base_4x": (32, 32, 1024, 4096, 16, 64, *RELU),
+    "t5_1_0_base_6_layers": (6, 6, 768, 3072, 12, 64, *RELU),
+    "t5_1_0_base_shared": (12, 12, 768, 3072, 12, 64, *RELU),
+    "t5_1_0_base_lm": (0, 12, 768, 3072, 12, 64, *RELU),
+    "t5_1_0_base_prefix_lm": (0, 12, 768, 3072, 12, 64, *RELU),
+    "t5_1_0_large": (24, 24, 1024, 4096, 16, 64, *RELU),
+    "t5_1_0_3b": (24, 24, 1024, 16384, 32, 128, *RELU),
+    "t5_1_0_11b": (24, 24, 1024, 65536, 128, 128, *RELU),
+    "t5_1_1_tiny": (2, 2, 32, 64, 2, 64, *GATED),
+    "t5_1_1_small": (8, 8, 512, 1024, 6, 64, *GATED),
+    "t5_1_1_base": (12, 12, 768, 2048, 12, 64, *GATED),
+    "t5_1_1_large": (24, 24, 1024, 2816, 16, 64, *GATED),
+    "t5_1_1_xl": (24, 24, 2048, 5120, 32, 64, *GATED),
+    "t5_1_1_xxl": (24, 24, 4096, 10240, 64, 64, *GATED),
+    "mt5_small": (8, 8, 512, 1024, 6, 64, *MT5),
+    "mt5_base": (12, 12, 768, 2048, 12, 64, *MT5),
+    "mt5_large": (24, 24, 1024, 2816, 16, 64, *MT5),
+    "mt5_xl": (24, 24, 2048, 5120, 32, 64, *MT5),
+    "mt5_xxl": (24, 24, 4096, 10240, 64, 64, *MT5),
+    "umt5_small": (8, 8, 512, 1024, 6, 64, *UMT5),
+    "umt5_base": (12, 12, 768, 2048, 12, 64, *UMT5),
+    "umt5_xl": (24, 24, 2048, 5120, 32, 64, *UMT5),
+    "umt5_xxl": (24, 24, 4096, 10240, 64, 64, *UMT5),
+    "byt5_small": (12, 4, 1472, 3584, 6, 64, *BYT5),
+    "byt5_base": (18, 6, 1536, 3968, 12, 64, *BYT5),
+    "byt5_large": (36, 12, 1536, 3840, 16, 64, *BYT5),
+    "byt5_xl": (36, 12, 2560, 6720, 32, 64, *BYT5),
+    "byt5_xxl": (36, 12, 4672, 12352, 64, 64, *BYT5),
+    "ul2_20b": (32, 32, 4096, 16384, 16, 256, 32128, ("silu", "linear"), False),
+}
+STRUCTURES = {
+    "t5_1_0_base_shared": "shared",
+    "t5_1_0_base_lm": "language_model",
+    "t5_1_0_base_prefix_lm": "prefix_lm",
+}
 MODELS = sorted(path.stem for path in (config.root() / "models").glob("*.gin"))
 
 
@@ -180,8 +230,13 @@ def from_gin(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_file_has_the_published_number_of_parameters(name, tmp_path):
+def test_a_model_file_has_the_published_sizes_and_number_of_parameters(name, tmp_path):
     arch, text = from_gin(name, tmp_path)
+    layers, sizes = (arch.encoder_layers, arch.decoder_layers), (arch.embed_dim, arch.mlp_dim)
+    heads, rest = (arch.num_heads, arch.head_dim), (arch.vocab_size, arch.mlp_activations, arch.tied_head)
+    assert (*layers, *sizes, *heads, *rest) == PUBLISHED[name]
+    assert arch.structure == STRUCTURES.get(name, "encoder_decoder")
+    assert arch.relative_bias_per_layer == name.startswith("umt5")
     count = network.count(network.split(arch, Rules())[1])
     if name in SIZES:
         assert count == SIZES[name]
@@ -190,8 +245,8 @@ def test_a_model_file_has_the_published_number_of_parameters(name, tmp_path):
     assert said[1] == f"{count:,}"
 
 
-def test_every_size_of_t5_has_a_model_file():
-    assert {name for name in SIZES if name.startswith("t5")} <= set(MODELS)
+def test_every_model_file_is_published():
+    assert set(MODELS) == PUBLISHED.keys()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

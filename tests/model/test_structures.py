@@ -37,6 +37,7 @@ STRUCTURES = {
     "prefix_lm, bias per layer": dataclasses.replace(
         SMALL, structure="prefix_lm", relative_bias_per_layer=True, scan_layers=False, **ALONE
     ),
+    "ul2": dataclasses.replace(SMALL, mlp_activations=("silu", "linear")),
     "adapters": dataclasses.replace(SMALL, adapter_dim=4),
     "shared, adapters": dataclasses.replace(SMALL, structure="shared", adapter_dim=4, scan_layers=False),
 }
