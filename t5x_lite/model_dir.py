@@ -206,10 +206,11 @@ def open_together(
 
 def identities(opened: Sequence[tuple[epath.Path, int, Job]]) -> list[str]:
     """What tells the checkpoints from all others: where each is, its step, and when it was committed."""
-    return [f"{directory}@{step}{_committed(directory, step)}" for directory, step, _ in opened]
+    return [f"{directory}@{step}{committed(directory, step)}" for directory, step, _ in opened]
 
 
-def _committed(directory: epath.Path, step: int) -> str:
+def committed(directory: epath.Path, step: int) -> str:
+    """When a checkpoint was committed, as text that begins with " of "; empty where nothing says."""
     try:
         text = (directory / checkpoint.FOLDER / str(step) / "_CHECKPOINT_METADATA").read_text()
         seconds = json.loads(text)["commit_timestamp_nsecs"] / 1e9

@@ -1,7 +1,8 @@
 """Evaluations read back from results.jsonl: what counts of a line, the best step, a table over the steps.
 
-A task counts with its headline, the first of its own metrics, or its loss where it has none. A step counts with the
-mean over its tasks (the rule of t5's `metric_group_max`, without its list of metrics).
+A task counts with its headline, the first of its own metrics (ROUGE-2 where it has that, as in the T5 paper), or its
+loss where it has none. A step counts with the mean over its tasks (the rule of t5's `metric_group_max`, without its
+list of metrics).
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 Line = Mapping[str, object]
 
 # What a line of results says about itself; all else is of the task's own metric functions.
-SETTING = ("split", "decode", "num_examples", "lengths")
-RESERVED = ("step", "task", "loss", "accuracy", "tokens", "checkpoints", "incomplete", *SETTING)
+SETTING = ("split", "decode", "num_examples", "lengths", "overrides")
+RESERVED = ("step", "committed", "task", "loss", "accuracy", "tokens", "checkpoints", "incomplete", *SETTING)
 
 
 def setting(line: Line) -> tuple:
@@ -32,9 +33,10 @@ def is_evaluation(line: Line) -> bool:
 
 def headline(line: Line) -> tuple[str, float | None]:
     """Name and value of the number that stands for a task; None where it is not finite."""
-    for name, value in line.items():
-        if name not in RESERVED and not isinstance(value, str | bool):
-            return name, _number(value)
+    own = [name for name, value in line.items() if name not in RESERVED and not isinstance(value, str | bool)]
+    if own:
+        name = "rouge2" if "rouge2" in own else own[0]
+        return name, _number(line[name])
     return ("score", _number(line["score"])) if "score" in line else ("loss", _number(line.get("loss")))
 
 
@@ -62,7 +64,11 @@ class Row:
 
 def rows(lines: Iterable[Line]) -> list[Row]:
     """A row for each step, ascending, of lines of one setting."""
-    newest = {key(line): line for line in lines}
+    newest: dict[tuple, Line] = {}
+    for line in lines:
+        # An evaluation that was broken off takes nothing away from one that was not.
+        if not line.get("incomplete") or newest.get(key(line), line).get("incomplete"):
+            newest[key(line)] = line
     by_step: dict[int, list[Line]] = {}
     for line in newest.values():
         by_step.setdefault(line["step"], []).append(line)

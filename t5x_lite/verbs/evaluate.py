@@ -49,14 +49,16 @@ def main(args) -> None:
                 models = ending.enter_context(model_dir.ensemble(opened))
                 programs, members = models.programs, model_dir.identities(opened) if len(opened) > 1 else None
             evaluate = Evaluation(
-                programs, job, task, explain, args.split, args.num_examples, folder, args.batch_size, decoding, members
-            )
+                programs, job, task, explain, args.split, args.num_examples, folder, args.batch_size, decoding,
+                " ".join([*args.gin_file, *args.gin]) or None, directory, members,
+            )  # fmt: skip
             ending.callback(evaluate.close)
             if plan.several_steps:
                 for step in plan.steps(directory, job.save_period, evaluate.finished):
                     check()
                     skip = set() if args.overwrite else evaluate.known(step)
                     if evaluate.tasks <= skip:
+                        _show(evaluate.averages(step, again=False))
                         say(f"step {step} has been evaluated: see {folder / RESULTS}")
                     elif (restored := evaluate_steps.restored(model, step)) is not None:
                         _show(evaluate((restored.params,), step, skip))
@@ -101,6 +103,8 @@ class Evaluation:
       folder: to write to.
       batch_size: rows computed together.
       decoding: how outputs are made.
+      overrides: gin files and bindings of the command line, which may change data and model; None: none.
+      directory: of the model. When each checkpoint was committed stands in its lines: another of the same step is new.
       members: the checkpoints of an ensemble, which then stand in each line.
     """
 
@@ -115,6 +119,8 @@ class Evaluation:
         folder: epath.Path,
         batch_size: int,
         decoding: Decoding,
+        overrides: str | None,
+        directory: epath.Path,
         members: Sequence[str] | None = None,
     ):
         self.folder = folder
@@ -127,7 +133,11 @@ class Evaluation:
         self._eos = {member.name: _end(member) for member in members_of}
         self.tasks = {member.name for member in members_of}
         lengths = "/".join(str(job.feature_lengths[name]) for name in ("inputs", "targets"))
-        self._setting = {"split": split, "decode": str(decoding), "num_examples": num_examples, "lengths": lengths}
+        self._setting = {
+            "split": split, "decode": str(decoding), "num_examples": num_examples, "lengths": lengths,
+            "overrides": overrides,
+        }  # fmt: skip
+        self._directory = directory
         self._members = {} if members is None else {"checkpoints": list(members)}
         folder.mkdir(parents=True, exist_ok=True)
         self._events = open_events(folder)
@@ -158,6 +168,9 @@ class Evaluation:
     def _known(self) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {}
         for line in filter(results.is_evaluation, self.lines()):
+            committed = model_dir.committed(self._directory, line["step"]).removeprefix(" of ")
+            if committed and line.get("committed") != committed:
+                continue
             found.setdefault(line["step"], set()).add(line["task"])
         return found
 
@@ -198,10 +211,22 @@ class Evaluation:
                 # A metric function that fails loses nothing of what is known.
                 self._record(step, name, result | ({} if whole else {"incomplete": True}))
             yield name, step, result
-        known = {line["task"]: _numbers(line) for line in self.lines() if line["step"] == step and "loss" in line}
+        yield from self.averages(step)
+
+    def averages(self, step: int, again: bool = True) -> Iterator[tuple[str, int, dict[str, float]]]:
+        """The `score` of each benchmark all tasks of which are known at a step.
+
+        Args:
+          step: of the checkpoint.
+          again: those too that are written already.
+        """
+        lines = [line for line in self.lines() if line["step"] == step]
+        written = {line["task"] for line in lines if not results.is_evaluation(line)}
+        known = {line["task"]: _numbers(line) for line in lines if results.is_evaluation(line)}
         for name, score in task_metrics.averages(known).items():
-            self._record(step, name, {"score": score})
-            yield name, step, {"score": score}
+            if again or name not in written:
+                self._record(step, name, {"score": score})
+                yield name, step, {"score": score}
 
     def _teacher_forced(self, name: str, stream, params: tuple[dict, ...]) -> dict[str, float | int]:
         job, program = self._job, self._program
@@ -231,7 +256,9 @@ class Evaluation:
           RunError: it cannot be written.
         """
         try:
-            append_result(self.folder, {"step": step, "task": name, **self._setting, **self._members, **result})
+            committed = model_dir.committed(self._directory, step).removeprefix(" of ")
+            about = {"step": step, "committed": committed, "task": name, **self._setting, **self._members}
+            append_result(self.folder, about | result)
             numbers = {f"eval/{name}/{k}": v for k, v in result.items() if not isinstance(v, str | bool)}
             if self._events is not None:
                 self._events.scalars(step, numbers)

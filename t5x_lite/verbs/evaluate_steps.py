@@ -73,7 +73,8 @@ class Plan:
             if new:
                 said = False
             elif not said:
-                say(f"waiting for a checkpoint after step {max(seen)} in {directory}, looking every {self.poll:g} s")
+                after = f" after step {max(seen)}" if seen else ""
+                say(f"waiting for a checkpoint{after} in {directory}, looking every {self.poll:g} s")
                 said = True
             time.sleep(0 if new else self.poll)
 

@@ -25,6 +25,8 @@ def test_a_task_counts_with_the_first_of_its_own_metrics():
     assert results.headline(LINES[0]) == ("em", 10.0) and results.headline(LINES[1]) == ("task_accuracy", 50.0)
     assert results.headline(line(4, "c", note="text", flag=True)) == ("loss", 1.96)
     assert results.headline(line(4, "c", em=None)) == ("em", None)
+    assert results.headline(line(4, "c", rouge1=40.0, rouge2=18.0, rougeLsum=36.0)) == ("rouge2", 18.0)
+    assert results.headline(line(4, "c", committed="2026-01-01", overrides="VOCABULARY=a")) == ("loss", 1.96)
 
 
 def test_the_best_step_has_the_highest_mean_over_all_tasks():
@@ -35,7 +37,9 @@ def test_the_best_step_has_the_highest_mean_over_all_tasks():
     # The later of two lines counts, and what is not finite never does.
     assert results.best_step([*LINES, line(4, "a", em=99.0)], [4, 8]) == 4
     assert results.best_step([*LINES, line(8, "a", em=None)], [4, 8]) == 4
-    assert results.best_step([*LINES, line(4, "a", em=99.0, incomplete=True)], [4, 8]) == 8
+    broken_off = [*LINES, line(4, "a", em=99.0, incomplete=True)]
+    assert results.best_step(broken_off, [4, 8]) == 8
+    assert results.rows(broken_off) == results.rows(LINES)
 
 
 def test_without_metrics_the_lowest_loss_is_the_best():

@@ -14,6 +14,7 @@ from t5x_lite import cli, model_dir, task_metrics
 from t5x_lite.data import packing
 from t5x_lite.task import open_task
 from t5x_lite.tasks import codec
+from t5x_lite.train import results
 from t5x_lite.verbs import evaluate
 
 MODULE = '''
@@ -206,7 +207,7 @@ def test_a_metric_function_that_fails_loses_nothing_of_what_is_known(evaluated, 
     assert re.search(r"a metric function of reversed_wrongly failed\. KeyError: 'no such label'", error), error
     whole, part = lines(tmp_path / "results.jsonl")
     assert whole == evaluated[0]["reversed_texts"]
-    kept = ("step", "split", "decode", "num_examples", "lengths", "loss", "accuracy", "tokens")
+    kept = (*results.SETTING, "step", "committed", "loss", "accuracy", "tokens")
     assert part == {k: whole[k] for k in kept} | {"task": "reversed_wrongly", "incomplete": True}
 
 
@@ -221,7 +222,7 @@ def test_training_computes_the_metrics_too(module, train_flags, tmp_path, capfd)
     assert [line["step"] for line in during] == [2, 4]
     assert cli.run(["eval", f"--checkpoint={tmp_path}/m", f"--output_dir={tmp_path}/after"]) == 0
     (after,) = lines(tmp_path / "after/results.jsonl")
-    assert during[-1].keys() | {"decode", "num_examples", "lengths"} == after.keys()
+    assert during[-1].keys() | {"committed", *results.SETTING} == after.keys()
     for name in ("mean_length", "mean_score", "mean_certainty", "scalar", "task_accuracy", "tokens", "loss"):
         assert during[-1][name] == pytest.approx(after[name], rel=1e-4), name
     assert (tmp_path / "m/eval/4-reversed_texts-validation.jsonl").read_text()

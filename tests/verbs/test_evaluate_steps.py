@@ -66,6 +66,15 @@ def test_all_checkpoints_are_evaluated_once(run_folder, capfd):
     evaluated(capfd, at, "--overwrite")
     assert results(run_folder)[6:] == lines
 
+    # Nor are those of another configuration, or of a checkpoint that another has taken the place of.
+    evaluated(capfd, at, "--gin.RANDOM_SEED=7")
+    assert [line["overrides"] for line in results(run_folder)[9:]] == ["RANDOM_SEED=7"] * 3
+    about = run_folder / "checkpoints/8/_CHECKPOINT_METADATA"
+    stored = json.loads(about.read_text())
+    about.write_text(json.dumps(stored | {"commit_timestamp_nsecs": stored["commit_timestamp_nsecs"] + 10**9}))
+    evaluated(capfd, at)
+    assert [line["step"] for line in results(run_folder)[12:]] == [8]
+
 
 def test_the_best_is_evaluated_and_named(run_folder, capfd):
     lines = [{"step": s, "task": "a", "split": "validation", "loss": 1.0, "em": float(e)} for s, e in ((4, 3), (8, 1))]
