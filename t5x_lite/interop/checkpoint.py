@@ -45,6 +45,20 @@ def widened(array: Lazy, name: str, where) -> Lazy:
     return lazy.cast(array, "float32")
 
 
+def unscaled_head(model: Model) -> Model:
+    """The model as others compute it: the factor of a scaled head becomes a part of its kernel.
+
+    Gradients are larger by as much as the kernel is smaller, and Adafactor's statistics are of their squares.
+    """
+    if not model.arch.scaled_head:
+        return model
+    params = {**model.params, names.HEAD: lazy.scaled(model.params[names.HEAD], model.arch.embed_dim**-0.5)}
+    slots = model.slots
+    if slots is not None:
+        slots = {**slots, names.HEAD: {k: lazy.scaled(v, model.arch.embed_dim) for k, v in slots[names.HEAD].items()}}
+    return Model(dataclasses.replace(model.arch, scaled_head=False), params, model.step, slots)
+
+
 def two_stacks(model: Model, theirs: str) -> Model:
     """The model as others compute it: layers that serve both stacks become copies.
 

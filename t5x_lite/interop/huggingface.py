@@ -39,6 +39,8 @@ _TABLE_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 CONFIG = "config.json"
+# Versions of transformers that compute what is written: the last one tried, and the one of Google's umT5.
+_LAST, _UNSCALED_UMT5 = "5.23.0", "4.31.0"
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -52,7 +54,7 @@ def architecture(directory: str | Path) -> Architecture:
     """
     directory = Path(directory)
     config = _config(directory)
-    head, _ = _head(directory, config, _tensors(directory))
+    head, is_scaled = _head(directory, config, _tensors(directory))
 
     def number(key, default=None, kind=int):
         value = default if config.get(key) is None else config[key]
@@ -74,6 +76,7 @@ def architecture(directory: str | Path) -> Architecture:
         decoder_layers=number("num_decoder_layers", config.get("num_layers")),
         mlp_activations=_mlp_activations(directory, config),
         tied_head=head is None,
+        scaled_head=head is not None and is_scaled,
         relative_buckets=number("relative_attention_num_buckets", 32),
         relative_max_distance=number("relative_attention_max_distance", 128),
         relative_bias_per_layer=config["model_type"] == "umt5",
@@ -96,7 +99,7 @@ def read(directory: str | Path, arch: Architecture, shapes: Mapping[names.Path, 
     """
     directory = Path(directory)
     config, tensors = _config(directory), _tensors(directory)
-    head, is_scaled = _head(directory, config, tensors)
+    head, _ = _head(directory, config, tensors)
     if arch.tied_head != (head is None):
         raise UserError(
             f"Architecture.tied_head is {arch.tied_head}",
@@ -113,8 +116,6 @@ def read(directory: str | Path, arch: Architecture, shapes: Mapping[names.Path, 
         shape = shapes[path][1:] if "layers" in path else shapes[path]
         layers = [_checked(directory, name, tensors[name], shape) for name in group]
         params[path] = lazy.stacked(layers) if "layers" in path else layers[0]
-    if head is not None and is_scaled:
-        params[names.HEAD] = lazy.scaled(params[names.HEAD], arch.embed_dim**-0.5)
     return Model(arch, params)
 
 
@@ -168,7 +169,7 @@ def _head(directory: Path, config: Mapping, tensors: Mapping[str, Lazy]) -> tupl
 
     In transformers 4, `tie_word_embeddings` ties the head and scales its input. transformers 5 writes it true
     whatever it stores, ties where no other head is stored, and scales T5 by `scale_decoder_outputs`, mT5 never and
-    umT5 always.
+    umT5 always: of an umT5 the version that wrote it says what its head is for.
     """
     kind, own, table = config["model_type"], tensors.get(HF_HEAD), tensors.get(HF_TABLE)
     tied = config.get("tie_word_embeddings", kind != "mt5")
@@ -178,7 +179,7 @@ def _head(directory: Path, config: Mapping, tensors: Mapping[str, Lazy]) -> tupl
         if own is None and not _major_version(config) >= 5:
             raise _no_head(directory)
         return own or table, False
-    scaled = config.get("scale_decoder_outputs") if kind == "t5" else tied
+    scaled = config.get("scale_decoder_outputs") if kind == "t5" else tied or _major_version(config) >= 5
     if (tied if scaled is None else scaled) and (own is None or _same(own, table)):
         return None, True
     if own is not None:
@@ -309,7 +310,7 @@ def configuration(arch: Architecture) -> dict:
             "transformers has T5 with an encoder and a decoder only",
             "keep this model in the native format, or write a language_model with --to=t5x",
         )
-    kind = "umt5" if arch.relative_bias_per_layer else "t5"
+    kind, scaled = "umt5" if arch.relative_bias_per_layer else "t5", arch.tied_head or arch.scaled_head
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -327,6 +328,8 @@ def configuration(arch: Architecture) -> dict:
         "dropout_rate": arch.dropout_rate,
         "layer_norm_epsilon": arch.norm_epsilon,
         "tie_word_embeddings": arch.tied_head,
-        **({"scale_decoder_outputs": arch.tied_head} if kind == "t5" else {}),
+        # Of an umT5 this alone tells what is scaled. Who saves the model again puts in the own version.
+        "transformers_version": _UNSCALED_UMT5 if kind == "umt5" and not scaled else _LAST,
+        **({"scale_decoder_outputs": scaled} if kind == "t5" else {}),
         **_IDS,
     }

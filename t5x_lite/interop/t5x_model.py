@@ -206,7 +206,7 @@ def write(folder, model: Model, dtype: str, scanned: bool) -> None:
       UserError: t5x cannot express the model.
       OSError: it cannot be written.
     """
-    model = checkpoint.two_stacks(model, "t5x")
+    model = checkpoint.unscaled_head(checkpoint.two_stacks(model, "t5x"))
     _check(model, scanned)
     target, slots = {}, {}
     for path, array in model.params.items():

@@ -28,6 +28,8 @@ class Architecture:
       decoder_layers: layers of the decoder.
       mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1: their product gates.
       tied_head: the logits use the embedding table, scaled by embed_dim ** -0.5 (T5 1.0).
+      scaled_head: the input of a head of its own is scaled likewise, as transformers 5 computes umT5. None of Google's
+        releases was trained so.
       relative_buckets: buckets of the relative-position bias.
       relative_max_distance: distance from which all positions share the last bucket.
       relative_bias_per_layer: every layer has a position bias of its own (umT5), not one a stack.
@@ -53,6 +55,7 @@ class Architecture:
     decoder_layers: int = 8
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     tied_head: bool = False
+    scaled_head: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
     relative_bias_per_layer: bool = False
@@ -76,12 +79,14 @@ class Architecture:
                 raise _wrong(name, value, f"a whole number of at least {least}")
         if self.relative_max_distance <= self.relative_buckets // 2:
             raise _wrong("relative_max_distance", self.relative_max_distance, "more than half of relative_buckets")
-        for name in ("tied_head", "scan_layers", "relative_bias_per_layer"):
+        for name in ("tied_head", "scaled_head", "scan_layers", "relative_bias_per_layer"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
         for name, choices in (("structure", STRUCTURES), ("dtype", ("bfloat16", "float32")), ("remat", _REMAT)):
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), " or ".join(choices))
+        if self.tied_head and self.scaled_head:
+            raise _wrong("scaled_head", True, "False where tied_head is True: there the input is always scaled")
         self._check_layers()
         if not isinstance(self.norm_epsilon, (int, float)) or not 0 < self.norm_epsilon < 1:
             raise _wrong("norm_epsilon", self.norm_epsilon, "above 0 and below 1")

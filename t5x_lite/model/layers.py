@@ -163,15 +163,17 @@ class Embedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """An output projection of its own (T5 1.1); not scaled."""
+    """An output projection of its own (T5 1.1); its input is scaled only with `scaled_head`."""
 
     def __init__(self, arch: Architecture, rules: Rules, rngs: nnx.Rngs):
-        std = arch.embed_dim**-0.5
+        # Either way the logits start with a variance of 1.
+        self.scale, std = (arch.embed_dim**-0.5, 1.0) if arch.scaled_head else (1.0, arch.embed_dim**-0.5)
         self.kernel = truncated(rngs.params(), (arch.embed_dim, arch.vocab_size), ("embed", "vocab"), std)
         self.rules, self.dtype = rules, arch.dtype
 
     def __call__(self, x: Array) -> Array:
-        return logits(x, gathered(self.kernel, self.rules, ("embed", "vocab"), self.dtype), "bld,dv->blv", self.rules)
+        kernel = gathered(self.kernel, self.rules, ("embed", "vocab"), self.dtype)
+        return logits(x * self.scale, kernel, "bld,dv->blv", self.rules)
 
 
 def logits(x: Array, table: Array, equation: str, rules: Rules) -> Array:

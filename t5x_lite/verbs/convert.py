@@ -90,16 +90,25 @@ def _check_flags(args, target: str) -> None:
 def _remark(source: Source, target: str) -> str:
     """What the reader of the result has to know besides."""
     if target == "t5x":
-        return "; t5x takes the vocabulary from its own configuration"
-    if source.vocabulary is None:
-        return ", without a vocabulary: give --gin.VOCABULARY where text is read, or convert again with it"
-    arch = source.model.arch
+        vocabulary = "; t5x takes the vocabulary from its own configuration"
+    elif source.vocabulary is None:
+        vocabulary = ", without a vocabulary: give --gin.VOCABULARY where text is read, or convert again with it"
+    else:
+        vocabulary = " with its vocabulary"
+    return vocabulary + _remark_on_head(source.model.arch, target)
+
+
+def _remark_on_head(arch: Architecture, target: str) -> str:
+    if arch.scaled_head and target == "t5x":
+        return "; its head has taken in the factor d_model ** -0.5 that scaled_head stands for"
+    if arch.scaled_head and target == "hf":
+        return "; transformers 5 computes it as it is, transformers 4 without the factor d_model ** -0.5 of its logits"
     if target == "hf" and arch.relative_bias_per_layer and not arch.tied_head:
         return (
             "; transformers 4 computes it as it is, transformers 5 multiplies the logits of every umT5 by d_model ** "
             "-0.5 unless model.config.tie_word_embeddings is set to False after loading"
         )
-    return " with its vocabulary"
+    return ""
 
 
 # ------------------------------------------------------------------------------------ reading

@@ -29,6 +29,9 @@ def test_every_item_is_in_one_batch(rows, count):
     found = list(batches(iter(items), lambda length: (length,), rows))
     assert sorted(pair for batch in found for pair in batch) == list(enumerate(items))
     assert all(0 < len(batch) <= rows for batch in found)
+    # What is waited for comes first.
+    firsts = [min(number for number, _ in batch) for batch in found]
+    assert firsts == sorted(firsts)
 
 
 def test_little_is_padding():
@@ -38,8 +41,8 @@ def test_little_is_padding():
     assert padded < 1.5 * sum(items) < 2 * sum(items) < as_they_came
 
 
-def test_items_of_one_length_stay_in_order_and_leave_at_once():
-    found = batches(itertools.repeat(20, 64), lambda n: (n,), 4)
+def test_items_of_one_padded_length_stay_in_order_and_leave_at_once():
+    found = batches(itertools.islice(itertools.cycle(range(32, 16, -1)), 64), lambda n: (n,), 4)
     assert [number for batch in found for number, _ in batch] == list(range(64))
 
 

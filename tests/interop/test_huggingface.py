@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop import huggingface
+from t5x_lite.interop import huggingface, tensor_files
 from t5x_lite.interop.names import HEAD, TABLE
 from t5x_lite.model.architecture import Architecture
 from tests.interop import models
@@ -137,6 +137,8 @@ SIZES = models.SIZES
         Architecture(**SIZES, mlp_activations=("gelu",)),
         Architecture(**SIZES, relative_bias_per_layer=True),
         Architecture(**SIZES, relative_bias_per_layer=True, tied_head=True),
+        Architecture(**SIZES, relative_bias_per_layer=True, scaled_head=True),
+        Architecture(**SIZES, scaled_head=True),
     ],
 )
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, arch):
@@ -259,22 +261,49 @@ def test_the_bias_that_the_first_releases_store_for_nothing_is_left_out(copy):
 
 
 @pytest.mark.parametrize(
-    ("config", "scale"),
+    ("config", "scaled"),
     [
         # transformers 4, then 5.0, then 5.23: the stored head decides, and nothing scales it.
-        ({"tie_word_embeddings": False, "scale_decoder_outputs": None}, 1.0),
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": None}, 1.0),
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, 1.0),
-        ({"model_type": "mt5", "tie_word_embeddings": True, "scale_decoder_outputs": None}, 1.0),
-        # Said in so many words, a scale becomes a part of the head.
-        ({"tie_word_embeddings": True, "scale_decoder_outputs": True}, 0.25),
+        ({"tie_word_embeddings": False, "scale_decoder_outputs": None}, False),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": None}, False),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
+        ({"model_type": "mt5", "tie_word_embeddings": True, "scale_decoder_outputs": None}, False),
+        # Said in so many words.
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": True}, True),
     ],
 )
-def test_a_stored_head_is_an_own_head(copy, config, scale):
+def test_a_stored_head_is_an_own_head(copy, config, scaled):
     arch, params = read(copy("hf_t5_1_1", config=config))
-    assert not arch.tied_head
-    expected = stored("hf_t5_1_1")["lm_head.weight"].T * np.float32(scale)
-    np.testing.assert_array_equal(params[HEAD], expected)
+    assert not arch.tied_head and arch.scaled_head == scaled
+    np.testing.assert_array_equal(params[HEAD], stored("hf_t5_1_1")["lm_head.weight"].T)
+
+
+@pytest.mark.parametrize(
+    ("tied", "version", "scaled"),
+    [
+        # Google's release, which transformers 4 computes as it was trained.
+        (False, "4.31.0.dev0", False),
+        (False, "4.57.6", False),
+        (False, None, False),
+        # transformers 5 scales every umT5, and writes that it is tied.
+        (True, "5.0.0", True),
+        (True, "5.23.0", True),
+        (False, "5.23.0", True),
+    ],
+)
+def test_what_wrote_an_umt5_says_whether_its_own_head_is_scaled(tmp_path, tied, version, scaled):
+    arch = models.ARCHITECTURES["umt5"]
+    params = models.random(arch)
+    write(tmp_path / "out", arch, params)
+    path = tmp_path / "out/config.json"
+    changes = {"tie_word_embeddings": tied, "transformers_version": version}
+    content = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    path.write_text(json.dumps(content))
+    found = huggingface.architecture(tmp_path / "out")
+    assert found == dataclasses.replace(arch, scaled_head=scaled)
+    assert_same(parameters(tmp_path / "out", found), params)
+    # Who knows better says so.
+    assert_same(parameters(tmp_path / "out", dataclasses.replace(arch, scaled_head=not scaled)), params)
 
 
 def test_a_tied_head_without_scale_becomes_a_copy_of_the_table(copy):
@@ -575,17 +604,36 @@ def test_live_logits_and_the_way_back(live, tmp_path, family):
     assert huggingface.vocabulary(tmp_path / "theirs") == ("bytes" if family == "byt5" else None)
 
     write(tmp_path / "ours", arch, params)
+    before, after = (tensor_files.read_all(tmp_path / name) for name in ("theirs", "ours"))
+    # A head that is tied and not scaled is written as one of its own.
+    assert after.keys() == before.keys() | (set() if arch.tied_head else {"lm_head.weight"})
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor.whole(), after[name].whole(), err_msg=name)
     load = transformers.AutoModelForSeq2SeqLM.from_pretrained
     back, report = load(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values()), report
-    if family == "umt5":
-        # transformers 5 scales every umT5 while its configuration says true, which it always does at first.
-        back.config.tie_word_embeddings = False
     np.testing.assert_allclose(live.logits(back.eval(), batch), **close_to(expected))
     assert back.generation_config.decoder_start_token_id == 0
     half = tmp_path / "half"
     write(half, arch, params, dtype="bfloat16", largest=4000)
     assert not any(load(half, output_loading_info=True)[1].values())
+
+
+def test_live_umt5_whose_own_head_is_not_scaled(live, tmp_path):
+    """As Google's release and what is trained here: transformers 4 computes it at once, 5 after one assignment."""
+    import transformers
+
+    live.random_model(3, True, "UMT5", **UNEQUAL, **FAMILIES["umt5"][1]).save_pretrained(tmp_path / "theirs")
+    arch, params = read(tmp_path / "theirs")
+    arch = dataclasses.replace(arch, scaled_head=False)
+    write(tmp_path / "out", arch, params)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    batch = live.tokens(arch.vocab_size)
+    if transformers.__version__ >= "5":
+        scaled = dataclasses.replace(arch, scaled_head=True)
+        np.testing.assert_allclose(logits(scaled, params, batch), **close_to(live.logits(model, batch)))
+        model.config.tie_word_embeddings = False
+    np.testing.assert_allclose(logits(arch, params, batch), **close_to(live.logits(model, batch)))
 
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "not-scaled"])

@@ -17,7 +17,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop import t5x, t5x_model
+from t5x_lite.interop import lazy, t5x, t5x_model
 from t5x_lite.interop.names import HEAD, TABLE
 from t5x_lite.model.architecture import Architecture
 from tests.interop import models
@@ -254,6 +254,27 @@ def test_a_bias_of_a_stack_computes_the_same_in_every_layer(tmp_path, arch):
     batch = {f"{stack}_input_tokens": rng.integers(1, 90, (2, 7)) for stack in ("encoder", "decoder")}
     found = models.logits(back.arch, models.whole(back.params), batch)
     np.testing.assert_allclose(found, models.logits(arch, params, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_the_factor_of_a_scaled_head_becomes_a_part_of_it(tmp_path):
+    arch = Architecture(**models.SIZES, scaled_head=True)
+    params = models.random(arch)
+    none = {path: np.zeros((len(array), 1) if "layers" in path else 1, np.float32) for path, array in params.items()}
+    slots = {path: {"v": array**2, "v_row": none[path], "v_col": none[path]} for path, array in params.items()}
+    held = {path: {name: lazy.of_array(array) for name, array in group.items()} for path, group in slots.items()}
+    write(tmp_path, models.model(arch, params, slots=held))
+    back = read(tmp_path, slots=True)
+    assert back.arch == models.ARCHITECTURES["t5_1_1"]
+    found, factor = models.whole(back.params), arch.embed_dim**-0.5
+    np.testing.assert_array_equal(found[HEAD], params[HEAD] * np.float32(factor))
+    models.assert_same({**found, HEAD: params[HEAD]}, params)
+    # A gradient is larger by as much as its parameter is smaller.
+    np.testing.assert_allclose(back.slots[HEAD]["v"].whole(), slots[HEAD]["v"] / factor**2, rtol=1e-6)
+    np.testing.assert_array_equal(back.slots[TABLE]["v"].whole(), slots[TABLE]["v"])
+    batch = {f"{stack}_input_tokens": np.arange(1, 15).reshape(2, 7) for stack in ("encoder", "decoder")}
+    np.testing.assert_allclose(
+        models.logits(back.arch, found, batch), models.logits(arch, params, batch), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_bfloat16_is_written_as_its_own_type(tmp_path):

@@ -109,11 +109,12 @@ def _stack(arch, params, stack, x, own, encoded=None, across=None, bidirectional
     return norm(x, params[stack][f"{stack}_norm"]["scale"])
 
 
-def _head(params, x):
-    embedding = np.asarray(params["token_embedder"]["embedding"], np.float64)
-    if "logits_dense" in params["decoder"]:
-        return x @ np.asarray(params["decoder"]["logits_dense"]["kernel"], np.float64)
-    return x / math.sqrt(embedding.shape[1]) @ embedding.T
+def _head(arch, params, x):
+    if arch.tied_head or arch.scaled_head:
+        x = x / math.sqrt(x.shape[1])
+    if arch.tied_head:
+        return x @ np.asarray(params["token_embedder"]["embedding"], np.float64).T
+    return x @ np.asarray(params["decoder"]["logits_dense"]["kernel"], np.float64)
 
 
 def _row(arch, params, inputs, targets, input_segments, target_segments):
@@ -124,7 +125,7 @@ def _row(arch, params, inputs, targets, input_segments, target_segments):
     across = [[j for j in sources if input_segments[j] == target_segments[i] != 0] for i in queries]
     encoder = "decoder" if arch.structure == "shared" else "encoder"
     encoded = _stack(arch, params, encoder, embedding[inputs], among_inputs, bidirectional=True)
-    return _head(params, _stack(arch, params, "decoder", embedding[targets], before, encoded, across))
+    return _head(arch, params, _stack(arch, params, "decoder", embedding[targets], before, encoded, across))
 
 
 def _row_alone(arch, params, tokens, segments, is_prefix):
@@ -136,7 +137,7 @@ def _row_alone(arch, params, tokens, segments, is_prefix):
         for i in places
     ]
     bidirectional = arch.structure == "prefix_lm"
-    return _head(params, _stack(arch, params, "decoder", embedding[tokens], own, bidirectional=bidirectional))
+    return _head(arch, params, _stack(arch, params, "decoder", embedding[tokens], own, bidirectional=bidirectional))
 
 
 def logits(arch, params, batch):

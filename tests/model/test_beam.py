@@ -79,7 +79,8 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all():
     ids, scores, _, _ = search(next_logits, width, length, alpha)
     np.testing.assert_array_equal(ids[: len(expected)], padded(expected, length))
     np.testing.assert_allclose(scores[: len(expected)], [e[0] for e in expected], rtol=1e-5)
-    assert (scores[len(expected) :] == -np.inf).all()
+    # What there is no sequence for is not among them, and is of ids all the same.
+    assert (scores[len(expected) :] == -np.inf).all() and ((0 <= ids) & (ids < vocab)).all()
 
 
 def test_of_equal_continuations_the_better_sequence_and_the_lower_id_come_first():

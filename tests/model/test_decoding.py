@@ -21,6 +21,7 @@ ALONE = {"encoder_layers": 0}
 ARCHITECTURES = {
     "1.0": {"mlp_activations": ("relu",), "tied_head": True},
     "1.1": {},
+    "scaled head": {"scaled_head": True},
     "bias per layer": {"relative_bias_per_layer": True},
     "shared": {"structure": "shared", "adapter_dim": 4},
     "language model": {"structure": "language_model", **ALONE},

@@ -33,6 +33,7 @@ STRUCTURES = {
     "shared": dataclasses.replace(SMALL, structure="shared", mlp_activations=("relu",), tied_head=True),
     "language_model": dataclasses.replace(SMALL, structure="language_model", **ALONE),
     "prefix_lm": dataclasses.replace(SMALL, structure="prefix_lm", mlp_activations=("relu",), tied_head=True, **ALONE),
+    "scaled head": dataclasses.replace(SMALL, scaled_head=True),
     "bias per layer": dataclasses.replace(SMALL, relative_bias_per_layer=True),
     "prefix_lm, bias per layer": dataclasses.replace(
         SMALL, structure="prefix_lm", relative_bias_per_layer=True, scan_layers=False, **ALONE
@@ -164,6 +165,14 @@ def test_shared_layers_are_one_array_and_their_gradients_add():
         )
 
 
+@pytest.mark.parametrize("head", [{}, {"scaled_head": True}, {"tied_head": True}], ids=str)
+def test_logits_of_every_head_start_with_a_variance_of_one(head):
+    arch = dataclasses.replace(SMALL, embed_dim=128, **head)
+    params = network.init(arch, Rules(), jax.random.key(2))
+    found = apply(arch, params, batch_of(arch, [examples([(8, 6)])] * 4, packed=False))
+    assert np.std(found) == pytest.approx(1, rel=0.15)
+
+
 def test_new_adapters_change_nothing_and_have_the_size_of_the_paper():
     """2 d_model d a block; d = 32 makes 1,179,648 parameters of T5 1.0 base, and each adapter has a norm."""
     plain = dataclasses.replace(SMALL, adapter_dim=0)
@@ -194,6 +203,8 @@ def test_new_adapters_change_nothing_and_have_the_size_of_the_paper():
         ({"encoder_layers": 0}, "encoder_layers is 0. It must be at least 1 in the structure encoder_decoder"),
         ({"structure": "shared", "decoder_layers": 2}, "It must be equal to decoder_layers, 2: both are the same"),
         ({"adapter_dim": -1}, "Architecture.adapter_dim is -1. It must be a whole number of at least 0"),
+        ({"scaled_head": 1}, "Architecture.scaled_head is 1. It must be True or False"),
+        ({"tied_head": True, "scaled_head": True}, "scaled_head is True. It must be False where tied_head is True"),
         ({"relative_bias_per_layer": 1}, "Architecture.relative_bias_per_layer is 1. It must be True or False"),
     ],
 )

@@ -159,6 +159,35 @@ def test_a_converted_model_runs_on_from_its_own_configuration(there_and_back, co
     assert (tmp_path / "m/DONE").exists()
 
 
+def test_a_head_that_is_scaled_stays_so_and_is_told_of(tmp_path, capfd):
+    """An umT5 as transformers 5 computes it; read as what transformers 4 computes, it is Google's."""
+    arch = Architecture(**models.SIZES, relative_bias_per_layer=True, scaled_head=True)
+    (tmp_path / "umt5").mkdir()
+    huggingface.write(tmp_path / "umt5", models.model(arch, models.random(arch)))
+    original = load_file(tmp_path / "umt5/model.safetensors")
+
+    def told(*argv):
+        run(*argv)
+        return capfd.readouterr().out
+
+    told("--from=hf", f"--input={tmp_path}/umt5", f"--output={tmp_path}/native")
+    assert "scaled_head = True" in (tmp_path / "native/config.gin").read_text()
+    text = told("--from=native", f"--input={tmp_path}/native", f"--output={tmp_path}/hf")
+    assert "without a vocabulary" in text and "; transformers 5 computes it as it is, transformers 4 without" in text
+    back = load_file(tmp_path / "hf/model.safetensors")
+    assert original.keys() == back.keys()
+    for name, array in original.items():
+        np.testing.assert_array_equal(array, back[name], err_msg=name)
+    text = told("--from=native", "--to=t5x", "--scan_layers", f"--input={tmp_path}/native", f"--output={tmp_path}/t5x")
+    assert "its head has taken in the factor d_model ** -0.5" in text
+
+    unscaled = "--gin.architecture.Architecture.scaled_head=False"
+    told("--from=hf", f"--input={tmp_path}/umt5", f"--output={tmp_path}/other", unscaled)
+    text = told("--from=native", f"--input={tmp_path}/other", f"--output={tmp_path}/other_hf")
+    assert "; transformers 4 computes it as it is, transformers 5 multiplies" in text
+    assert not huggingface.architecture(tmp_path / "other_hf").scaled_head
+
+
 @pytest.mark.parametrize("version", ["hf_t5_1_0", "hf_t5_1_1"])
 def test_directories_of_transformers_come_back_with_their_tensors(version, tmp_path):
     assert cli.run(["convert", "--from=hf", f"--input={REFERENCES / version}", f"--output={tmp_path}/native"]) == 0
