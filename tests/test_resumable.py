@@ -68,6 +68,8 @@ def test_the_output_of_another_command_is_refused(path, changed, message):
     write(path, command=COMMAND | changed, overwrite=True)
     assert path.read_text() == WHOLE
     assert write(path, command=COMMAND | changed).finished
+    with pytest.raises(UserError, match="is of another command"):
+        write(path)
 
 
 @pytest.mark.parametrize("beside", [None, "no JSON", "[]", '{"command": {}}'])
@@ -120,6 +122,11 @@ def test_nothing_is_left_where_the_first_line_cannot_be_written(path, failing, m
     assert os.listdir(path.parent) == ["out.jsonl"]
     write(path)
     assert path.read_text() == WHOLE
+    monkeypatch.setattr(os, failing, full_disk)
+    with pytest.raises(RunError):
+        write(path, overwrite=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"" and os.listdir(path.parent) == ["out.jsonl"]
 
 
 def test_what_cannot_be_marked_as_finished_is_gone_on_with(path, monkeypatch):
@@ -188,7 +195,7 @@ def test_simultaneous_starts_write_one_output(path, monkeypatch):
 
 
 def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
-    real, room = os.write, [len(WHOLE.encode()) // 2]
+    real, room = os.write, [len(WHOLE.encode()) // 2 + 7]  # in the middle of a line
 
     def full(file, data):
         if room[0] < len(data):
@@ -203,7 +210,7 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
         write(path)
     assert WHOLE.startswith(path.read_text()) and path.read_text().endswith("\n")
     monkeypatch.undo()
-    write(path)
+    assert write(path).done == 10
     assert path.read_text() == WHOLE
 
 

@@ -33,7 +33,7 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
 
 def keep_top_k(scores: Array, k: int) -> Array:
     """-inf in place of all but the k largest; those equal to the last of them stay too."""
-    return _above(scores, jnp.ones_like(scores), jnp.float32(min(k, scores.shape[-1])))
+    return _above(scores, jnp.ones_like(scores), jnp.float32(k))
 
 
 def keep_top_p(scores: Array, p: float) -> Array:

@@ -54,8 +54,9 @@ def test_a_sample_has_its_own_key_for_each_seed_row_number_and_step():
 @pytest.mark.parametrize("ties", [False, True])
 def test_top_k_is_that_of_a_stable_sort(width, k, ties):
     rng = np.random.default_rng(width)
-    scores = rng.integers(0, 6, (5, 2, width)).astype(np.float32) if ties else rng.normal(size=(5, 2, width))
+    scores = rng.integers(-9, -3, (5, 2, width)) if ties else rng.normal(-9, 1, size=(5, 2, width))
     scores = np.asarray(scores, np.float32)
+    scores[..., -1] = -1  # the best is in the last block: what ties in it with others comes behind them
     best, index = jax.jit(functools.partial(selection.top_k, k=k))(scores)
     expected = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
     np.testing.assert_array_equal(index, expected)
@@ -68,3 +69,5 @@ def test_filters_keep_what_ties_with_the_last():
     assert np.isfinite(selection.keep_top_k(scores, 99)).all()
     assert np.isfinite(selection.keep_top_p(scores, 0.6)).tolist() == [False, True, True, True, False]
     assert np.isfinite(selection.keep_top_p(scores, 0.5)).tolist() == [False, True, False, False, False]
+    negative = jax.numpy.array([-1.0, -5.0, -3.0, -3.0, -9.0])
+    assert np.isfinite(selection.keep_top_k(negative, 2)).tolist() == [True, False, True, True, False]
