@@ -20,7 +20,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Tests of these files run the longest and begin first, so that the two processes of `make test` end together. They
 # compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
+# Those of test_infer.py are compared bit by bit with what processes of their own compute.
 LONG = ["test_docs.py", "test_demo.py", "test_resume.py", "test_train.py", "test_bench.py", "test_train_on_tokens.py"]
+LONG += ["test_infer.py"]
 
 
 def pytest_collection_modifyitems(items):
