@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items):
 def compiler_effort(request):
     jax.config.update("jax_disable_most_optimizations", request.path.name not in LONG)
 
+
 # Rows of the embedding table of the tests' models: 400 pieces, 100 sentinels, and some unused.
 TABLE = 512
 
