@@ -377,6 +377,25 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("t5x_lite: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (failure := _of_machine(error)) is None:
+            raise
+        return _fail("error", failure, show_traceback)
+
+
+def _of_machine(error: Exception) -> RunError | None:
+    """What a verb was refused by its devices, which train alone tells more of; None for any other error."""
+    jax = sys.modules.get("jax")
+    if not isinstance(error, MemoryError) and (jax is None or not isinstance(error, jax.errors.JaxRuntimeError)):
+        return None
+    said = next(iter(str(error).splitlines()), type(error).__name__).removeprefix("RESOURCE_EXHAUSTED: ")
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        return RunError(f"the device failed: {said}", "what is written is whole", "see to that, and run it again")
+    return RunError(
+        f"there is not enough memory: {said}",
+        "what is written is whole",
+        "lower --batch_size or --max_decode_length, or shorten the longest inputs, and run the same command again",
+    )
 
 
 def _quiet(show_traceback: bool) -> None:

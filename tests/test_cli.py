@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from t5x_lite import __version__, cli
 from t5x_lite.errors import Preempted, RunError, UserError, nearest
@@ -154,6 +155,47 @@ def test_exit_statuses(error, status, kind, capsys, monkeypatch):
     assert cli.run(["config", "--gin_file=f"]) == status
     err = capsys.readouterr().err
     assert err.startswith(f"t5x_lite: {kind}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes.\nmore"), "Out of memory: 9 bytes"),
+        (MemoryError("Unable to allocate 9 bytes"), "Unable to allocate 9 bytes"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_memory_that_is_not_enough_is_no_traceback(error, said, capsys, monkeypatch):
+    def fails(args):
+        raise error
+
+    monkeypatch.setattr("t5x_lite.verbs.config.main", fails)
+    assert cli.run(["config", "--gin_file=f"]) == 1
+    assert capsys.readouterr().err == (
+        f"t5x_lite: error: there is not enough memory: {said}. What is written is whole. Lower --batch_size or "
+        "--max_decode_length, or shorten the longest inputs, and run the same command again.\n"
+    )
+
+
+def test_what_is_wrong_with_the_program_keeps_its_traceback(monkeypatch):
+    def fails(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("t5x_lite.verbs.config.main", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run(["config", "--gin_file=f"])
+
+
+def test_a_device_that_fails_is_a_failure_of_the_run(capsys, monkeypatch):
+    def fails(args):
+        raise JaxRuntimeError("INTERNAL: it burns\nmore")
+
+    monkeypatch.setattr("t5x_lite.verbs.config.main", fails)
+    assert cli.run(["config", "--gin_file=f"]) == 1
+    assert capsys.readouterr().err == (
+        "t5x_lite: error: the device failed: INTERNAL: it burns. What is written is whole. See to that, and run it "
+        "again.\n"
+    )
 
 
 def test_an_error_is_three_sentences():

@@ -130,10 +130,10 @@ def test_a_beam_with_a_cache_is_that_of_the_full_forward_pass(name):
 
 
 @pytest.mark.parametrize("name", ["1.1", "prefix LM"])
-def test_greedy_is_the_most_probable_token_and_a_beam_of_one(name):
+def test_greedy_is_the_most_probable_token_a_beam_of_one_and_a_sample_without_temperature(name):
     eos, members = end_of(name), [(job(name), parameters(name))]
     expected = [greedy_reference(forward(name), eos, row) for row in inputs()]
-    for strategy in (Strategy(), Strategy("beam", beam_size=1)):
+    for strategy in (Strategy(), Strategy("beam", beam_size=1), Strategy("sample", temperature=0)):
         ids, scores, totals = generated(members, strategy, eos)
         np.testing.assert_array_equal(ids[:, 0], padded([tokens for tokens, _ in expected]))
         np.testing.assert_allclose(totals[:, 0], [total for _, total in expected], rtol=1e-4)
@@ -198,16 +198,19 @@ def test_an_ensemble_is_the_mean_of_logits():
         def next_logits(row, histories):
             return mean([np.stack(forward(name)(row, histories)).astype(np.float64) for name in names])
 
-        return padded([greedy_reference(next_logits, eos, row)[0] for row in inputs()])
+        tokens, totals = zip(*(greedy_reference(next_logits, eos, row) for row in inputs()))
+        return padded(tokens), totals
 
-    of_logits = combined(lambda logits: np.mean(logits, axis=0))
-    of_probabilities = combined(
+    of_logits, totals = combined(lambda logits: np.mean(logits, axis=0))
+    of_probabilities, _ = combined(
         lambda logits: np.log(
             np.mean([np.exp([beam_reference.log_softmax(x) for x in each]) for each in logits], axis=0)
         )
     )
     assert not np.array_equal(of_logits, of_probabilities)
-    np.testing.assert_array_equal(generated(members, Strategy(), eos)[0][:, 0], of_logits)
+    ids, _, found = generated(members, Strategy(), eos)
+    np.testing.assert_array_equal(ids[:, 0], of_logits)
+    np.testing.assert_allclose(found[:, 0], totals, rtol=1e-4)
 
 
 def test_the_members_of_an_ensemble_have_one_vocabulary():
@@ -295,7 +298,7 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     ],
 )
 def test_a_strategy_that_cannot_be_is_refused(settings, flag):
-    with pytest.raises(UserError, match=flag):
+    with pytest.raises(UserError, match=f"^{flag} is "):
         Strategy(**settings)
 
 
