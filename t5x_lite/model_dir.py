@@ -206,15 +206,16 @@ def open_together(
 
 def identities(opened: Sequence[tuple[epath.Path, int, Job]]) -> list[str]:
     """What tells the checkpoints from all others: where each is, its step, and when it was committed."""
-    return [f"{directory}@{step}{committed(directory, step)}" for directory, step, _ in opened]
+    dated = [(f"{directory}@{step}", committed(directory, step)) for directory, step, _ in opened]
+    return [f"{name} of {date}" if date else name for name, date in dated]
 
 
 def committed(directory: epath.Path, step: int) -> str:
-    """When a checkpoint was committed, as text that begins with " of "; empty where nothing says."""
+    """When a checkpoint was committed, as text; empty where nothing says."""
     try:
         text = (directory / checkpoint.FOLDER / str(step) / "_CHECKPOINT_METADATA").read_text()
         seconds = json.loads(text)["commit_timestamp_nsecs"] / 1e9
-        return f" of {datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S.%f}"
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S.%f}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""  # of a version of Orbax that says nothing of it
 
@@ -258,8 +259,9 @@ def read_job(directory: epath.Path, gin_files: Sequence[str] = (), bindings: Seq
         )
 
     with _local(path) as own:
+        trained = config.build(config.load([own], optional=NOT_TRAINING, untrusted=[own]))
+        # Last: functions of the user's own are called later, by what gin has been told then.
         job = config.build(config.load([own, *gin_files], bindings, optional=NOT_TRAINING, untrusted=[own]))
-        trained = config.build(config.load([own], optional=NOT_TRAINING))  # found harmless by now
     copy = directory / VOCABULARY
     if job.vocabulary == trained.vocabulary and copy.exists():
         job = dataclasses.replace(job, vocabulary=str(copy))

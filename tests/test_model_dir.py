@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from t5x_lite import model_dir
+from t5x_lite import config, model_dir
 from t5x_lite.errors import UserError
 
 
@@ -32,6 +32,12 @@ def test_an_override_that_names_another_vocabulary_wins(trained, tmp_path):
 def test_without_a_copy_the_configuration_stands(trained_copy, corpus, tmp_path):
     (trained_copy / "vocabulary.model").unlink()
     assert vocabulary(trained_copy, tmp_path) == f"{corpus}/vocabulary.model"
+
+
+def test_what_stays_configured_is_what_overrides_say(trained):
+    """Functions of a user's own module are called after the job was read, and ask gin only then."""
+    model_dir.read_job(epath.Path(trained), (), ["RANDOM_SEED=77"])
+    assert "RANDOM_SEED = 77" in config.resolved()
 
 
 def test_a_job_is_opened_without_its_parameters(trained_copy):

@@ -168,7 +168,7 @@ class Evaluation:
     def _known(self) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {}
         for line in filter(results.is_evaluation, self.lines()):
-            committed = model_dir.committed(self._directory, line["step"]).removeprefix(" of ")
+            committed = model_dir.committed(self._directory, line["step"])
             if committed and line.get("committed") != committed:
                 continue
             found.setdefault(line["step"], set()).add(line["task"])
@@ -256,7 +256,7 @@ class Evaluation:
           RunError: it cannot be written.
         """
         try:
-            committed = model_dir.committed(self._directory, step).removeprefix(" of ")
+            committed = model_dir.committed(self._directory, step)
             about = {"step": step, "committed": committed, "task": name, **self._setting, **self._members}
             append_result(self.folder, about | result)
             numbers = {f"eval/{name}/{k}": v for k, v in result.items() if not isinstance(v, str | bool)}

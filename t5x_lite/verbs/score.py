@@ -10,7 +10,7 @@ from t5x_lite.data.requests import Source
 from t5x_lite.interruption import preemptible
 from t5x_lite.progress import counted, watched
 from t5x_lite.train.metrics import say
-from t5x_lite.verbs.infer import of_records, say_replaced
+from t5x_lite.verbs.infer import digest, of_records, say_replaced
 
 
 def main(args) -> None:
@@ -26,6 +26,7 @@ def main(args) -> None:
         "checkpoint": model_dir.identities(opened),
         "input": source.identity,
         "configuration": [*args.gin_file, *args.gin],
+        "content of the configuration": digest([job for _, _, job in opened], with_task=False),
     }
     with resumable.opened(args.output, command, args.overwrite) as answers, preemptible(answers.state) as check:
         if resumable.is_finished(answers):

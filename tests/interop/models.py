@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from t5x_lite.interop import lazy
+from t5x_lite.interop import huggingface, lazy
 from t5x_lite.interop.checkpoint import Model
 from t5x_lite.model import network
 from t5x_lite.model.architecture import Architecture
@@ -46,6 +46,20 @@ def model(arch, params, **more):
 
 def whole(params):
     return {path: array.whole() for path, array in params.items()}
+
+
+def read_parameters(directory, arch):
+    return whole(huggingface.read(directory, arch, shapes(arch)).params)
+
+
+def read_huggingface(directory):
+    arch = huggingface.architecture(directory)
+    return arch, read_parameters(directory, arch)
+
+
+def write_huggingface(directory, arch, params, **more):
+    directory.mkdir(parents=True)
+    huggingface.write(directory, model(arch, params), **more)
 
 
 def logits(arch, params, batch):
