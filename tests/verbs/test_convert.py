@@ -303,7 +303,8 @@ def test_a_command_that_is_told_to_end_leaves_nothing(trained, tmp_path, monkeyp
         assert cli.run(argv) == status
     finally:
         signal.signal(signal.SIGINT, before)
-    assert seen == ["told", "again"] and list(tmp_path.iterdir()) == []
+    # Writes that were under way may put files there again, which are taken away again.
+    assert seen[:2] == ["told", "again"] and set(seen[1:]) == {"again"} and list(tmp_path.iterdir()) == []
     said = rf"nothing is left of {tmp_path}/new, and --input is unchanged; the same command begins anew"
     error = capfd.readouterr().err
     assert f"stopped by SIGTERM: {said}\n" in error if status == 75 else f"t5x_lite: {said}\n" in error, error
