@@ -17,9 +17,12 @@ demo: $(INSTALLED) ## pretrain a tiny T5 on this machine and show what it fills 
 	$(BIN)/t5x_lite demo --output=demo $(if $(SHORT),--short)
 
 # Two processes: a test mostly traces and compiles, which keeps one core busy.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) ## ruff, then pytest; ARGS=... goes to pytest
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not sharded" $(ARGS)
+	$(PYTEST) -m sharded --devices=8 $(ARGS)
 
 # The stamp is written last, so that a broken installation is tried again.
 $(INSTALLED): requirements.lock setup.py pyproject.toml

@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.data import batches, packing
-from t5x_lite.errors import UserError
 from t5x_lite.job import Job
 from t5x_lite.model import decoding, loss, network
 from t5x_lite.parallel import partition
@@ -151,15 +150,13 @@ def eval_step(program: Program) -> Callable[[dict, dict], dict]:
     return jax.jit(lambda params, batch: loss.batch_loss(program.graphdef, params, batch, None)[1])
 
 
-def score_step(program: Program) -> Callable[[dict, dict], tuple[jax.Array, jax.Array]]:
-    """(params, batch) -> log-probability of each target token, and whether it is the most probable."""
-    return jax.jit(partial(loss.token_scores, program.graphdef))
-
-
 def ensemble_score_step(
     programs: Sequence[Program],
 ) -> Callable[[tuple[dict, ...], dict], tuple[jax.Array, jax.Array]]:
-    """(params of each program, batch) -> as `score_step`, by the mean of their logits."""
+    """(params of each program, batch) -> two arrays [B, T], by the mean of their logits.
+
+    The log-probability of each target token (nats, 0 where its weight is 0), and whether it is the most probable.
+    """
     graphdefs = [program.graphdef for program in programs]
     return jax.jit(partial(_ensemble_scores, graphdefs), compiler_options=_compiler_options(programs[0].mesh))
 
@@ -189,18 +186,8 @@ def generate_step(
 ) -> Callable[[tuple[dict, ...], jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """(params of each program, inputs [B, S], row ids [B]) -> ids [B, N, T], scores [B, N], log-probabilities [B, N].
 
-    See `decoding.generate`. Several programs are an ensemble.
-
-    Raises:
-      UserError: the members of the ensemble have different vocabularies.
+    See `decoding.generate`. Several programs are an ensemble, of embedding tables of one size.
     """
-    sizes = [program.params["token_embedder"]["embedding"].shape[0] for program in programs]
-    if len(set(sizes)) > 1:
-        raise UserError(
-            f"the members of the ensemble have vocabularies of {', '.join(map(str, sizes))} ids",
-            "the mean of their logits is taken, id by id",
-            "give --checkpoint models of one vocabulary",
-        )
     function = partial(
         decoding.generate, [p.graphdef for p in programs], strategy=strategy, length=length, eos=eos, seed=seed
     )

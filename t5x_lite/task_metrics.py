@@ -140,7 +140,8 @@ class TaskMetrics:
           stopped: is asked before each batch whether to end.
 
         Returns:
-          Numbers and texts by name. Values of other kinds are named on stderr; without examples there are none.
+          Numbers and texts by name, and the `score` of a task whose several metrics count with their mean. Values of
+          other kinds are named on stderr; without examples there are none.
 
         Raises:
           UserError: the data cannot be read, or a metric function failed.
@@ -156,7 +157,8 @@ class TaskMetrics:
         kept, others = plain(self._values(outputs))
         for name, kind in others.items():
             say(f"{self._task.name}: the metric {name} is {kind}, neither a number nor a text: left out")
-        return {f"task_{name}" if name in RESERVED else name: value for name, value in kept.items()}
+        found = scored(self._task.name, kept)
+        return {f"task_{name}" if name in RESERVED else name: value for name, value in found.items()}
 
     @cached_property
     def _examples(self) -> list[dict]:
@@ -241,6 +243,14 @@ class TaskMetrics:
             yield line
 
 
+def scored(task: str, values: Mapping[str, float | str]) -> dict[str, float | str]:
+    """Metrics of a task, and `score` where their mean is what it counts with (tasks/metrics/averages.py)."""
+    from t5x_lite.tasks.metrics import averages as of
+
+    score = of.score(task, values)
+    return {**values} if score is None else {**values, "score": score}
+
+
 def averages(results: Mapping[str, Mapping[str, float | str]]) -> dict[str, float]:
     """The averages over the benchmarks (tasks/metrics/averages.py) whose tasks are all among the results.
 
@@ -256,7 +266,7 @@ def averages(results: Mapping[str, Mapping[str, float | str]]) -> dict[str, floa
     for task, line in results.items():
         # A metric that is called like a part of the line has a prefix there.
         own = {name.removeprefix("task_"): value for name, value in line.items() if name not in RESERVED}
-        scores[task.replace("_1_sentinel", "")] = {k: v for k, v in own.items() if not isinstance(v, str)}
+        scores[of.plain_name(task)] = {k: v for k, v in own.items() if not isinstance(v, str)}
     return {name: of.average(name, scores) for name in of.BENCHMARKS if not of.missing(name, scores)}
 
 

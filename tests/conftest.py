@@ -1,4 +1,8 @@
-"""Eight CPU devices for every test, and a small corpus with a vocabulary of its own."""
+"""CPU devices for every test, and a small corpus with a vocabulary of its own.
+
+Tests of whole commands share two devices: eight on two cores hinder each other. Those marked `sharded` lay programs
+out over eight and have a run of their own, `pytest --devices=8 -m sharded` (`make test` does both).
+"""
 
 import gzip
 import json
@@ -16,22 +20,32 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
-
-# Tests of these files run the longest and begin first, so that the two processes of `make test` end together. They
-# compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
-# Those of test_infer.py are compared bit by bit with what processes of their own compute.
+# Tests of these files run the longest and begin first, so that the two processes of `make test` end together.
 LONG = ["test_docs.py", "test_demo.py", "test_resume.py", "test_train.py", "test_bench.py", "test_train_on_tokens.py"]
-LONG += ["test_infer.py"]
+# These compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
+# Those of test_infer.py are compared bit by bit with what processes of their own compute.
+OPTIMISED = ["test_demo.py", "test_bench.py", "test_resume.py", "test_train_on_tokens.py", "test_infer.py"]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--devices", type=int, default=2, help="CPU devices of each process; tests marked sharded need 8")
+
+
+def pytest_configure(config):
+    jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    if config.getoption("devices") < 8:
+        for item in items:
+            if item.get_closest_marker("sharded"):
+                item.add_marker(pytest.mark.skip(reason="it needs --devices=8"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler_effort(request):
-    jax.config.update("jax_disable_most_optimizations", request.path.name not in LONG)
+    jax.config.update("jax_disable_most_optimizations", request.path.name not in OPTIMISED)
 
 
 # Rows of the embedding table of the tests' models: 400 pieces, 100 sentinels, and some unused.

@@ -49,6 +49,7 @@ TINY = [
     "BATCH_SIZE=8",
     "EVAL_BATCHES=1",
     "LOG_PERIOD=2",
+    "DATA_SHARDS=2",
 ]
 # Commands that other tests run: the packaging tests, make itself, and the benchmarks' own tests.
 ELSEWHERE = ("make ", "pip ", "git ", "cd ", "t5x_lite demo", "t5x_lite bench")

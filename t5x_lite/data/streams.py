@@ -41,6 +41,12 @@ class Stream:
         taken, self._ready = self._ready[:rows], self._ready[rows:]
         return taken
 
+    def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """All examples of the next rows, one after the other."""
+        while rows := self.take(64):
+            for row in rows:
+                yield from row
+
     def position(self) -> bytes:
         """Everything needed to go on after the rows taken so far."""
         arrays: dict[str, np.ndarray] = {"ended": np.array(self._ended)}

@@ -103,11 +103,3 @@ def batch_loss(
         total, z = jnp.sum(loss * weights), jnp.sum(z * weights)
         correct = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
     return total, {"loss": total - z, "z_loss": z, "correct": correct, "weight": jnp.sum(weights)}
-
-
-def token_scores(graphdef: nnx.GraphDef, params: dict, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """Log-probability of each target token [B, T] (nats, 0 where the weight is 0) and whether it is the argmax."""
-    logits = nnx.merge(graphdef, params)(batch)
-    loss, _ = cross_entropy(logits, batch["decoder_target_tokens"])
-    weights = batch["decoder_loss_weights"]
-    return -loss * weights, (jnp.argmax(logits, axis=-1) == batch["decoder_target_tokens"]) & (weights > 0)

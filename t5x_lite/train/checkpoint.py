@@ -274,10 +274,11 @@ def find(reference: str, flag: str = "--checkpoint") -> tuple[epath.Path, int]:
     if which == "best":
         return directory, _best(directory, found, f"{flag}={reference}")
     if not which.isdigit() or int(which) not in found:
+        only = "only eval takes @all: " if which == "all" else ""
         raise UserError(
             f"{flag}={reference} names no checkpoint",
             f"{directory} has the steps {', '.join(map(str, found))}",
-            f"write {directory}@latest or {directory}@{found[-1]}",
+            f"{only}write {directory}@latest or {directory}@{found[-1]}",
         )
     return directory, int(which)
 

@@ -1,12 +1,13 @@
 """Evaluations read back from results.jsonl: what counts of a line, the best step, a table over the steps.
 
-A task counts with its headline, the first of its own metrics (ROUGE-2 where it has that, as in the T5 paper), or its
-loss where it has none. A step counts with the mean over its tasks (the rule of t5's `metric_group_max`, without its
-list of metrics).
+A task counts with its headline: `score`, which a task of GLUE or SuperGLUE with two metrics has, ROUGE-2 of summaries,
+else the first of its own metrics (all as in the T5 paper), or its loss where it has none. A step counts with the mean
+over its tasks (the rule of t5's `metric_group_max`, without its list of metrics).
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 Line = Mapping[str, object]
@@ -14,6 +15,17 @@ Line = Mapping[str, object]
 # What a line of results says about itself; all else is of the task's own metric functions.
 SETTING = ("split", "decode", "num_examples", "lengths", "overrides")
 RESERVED = ("step", "committed", "task", "loss", "accuracy", "tokens", "checkpoints", "incomplete", *SETTING)
+
+
+# Words of the names of metrics that are better when lower; seqio's metric functions do not say.
+_LOWER = frozenset(
+    "loss nll perplexity ppl edit edits distance error errors wer cer ter mae mse rmse brier bpb bpc".split()
+)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether a lower value of a metric is the better one, by the words of its name, as `mean_edit` or `wer`."""
+    return not _LOWER.isdisjoint(re.split("[^a-z]+", metric.lower()))
 
 
 def setting(line: Line) -> tuple:
@@ -34,10 +46,8 @@ def is_evaluation(line: Line) -> bool:
 def headline(line: Line) -> tuple[str, float | None]:
     """Name and value of the number that stands for a task; None where it is not finite."""
     own = [name for name, value in line.items() if name not in RESERVED and not isinstance(value, str | bool)]
-    if own:
-        name = "rouge2" if "rouge2" in own else own[0]
-        return name, _number(line[name])
-    return ("score", _number(line["score"])) if "score" in line else ("loss", _number(line.get("loss")))
+    name = next((name for name in ("score", "rouge2", *own) if name in own), "loss")
+    return name, _number(line.get(name))
 
 
 def _number(value) -> float | None:
@@ -54,12 +64,14 @@ class Row:
       headlines: (task, metric) -> value.
       averages: of benchmarks.
       mean: over the headlines; over losses only where no task has a metric. None where one is not finite.
+      lower: all that it is over are better when lower, and so is it; where only some are, they count negatively.
     """
 
     step: int
     headlines: Mapping[tuple[str, str], float | None]
     averages: Mapping[tuple[str, str], float | None]
     mean: float | None
+    lower: bool
 
 
 def rows(lines: Iterable[Line]) -> list[Row]:
@@ -82,20 +94,22 @@ def _row(step: int, lines: Sequence[Line]) -> Row:
 
     headlines = named(line for line in lines if is_evaluation(line))
     averages = named(line for line in lines if not is_evaluation(line) and "score" in line)
-    scores = [value for (_, metric), value in headlines.items() if metric != "loss"] or list(headlines.values())
-    mean = sum(scores) / len(scores) if scores and None not in scores else None
-    return Row(step, headlines, averages, mean)
+    scores = {name: value for name, value in headlines.items() if name[1] != "loss"} or headlines
+    is_lower = {name: is_lower_better(name[1]) for name in scores}
+    lower, mean = all(is_lower.values()), None
+    if scores and None not in scores.values():
+        mean = sum(v if is_lower[name] == lower else -v for name, v in scores.items()) / len(scores)
+    return Row(step, headlines, averages, mean, lower)
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """The row with the highest mean, or the lowest where it is one of losses; the first of equals.
+    """The row with the best mean; the first of equals.
 
     Rows that lack a task of the others are left out.
     """
     most = max((len(row.headlines) for row in rows), default=0)
     whole = [row for row in rows if len(row.headlines) == most and row.mean is not None]
-    sign = 1 if any(metric != "loss" for row in whole for _, metric in row.headlines) else -1
-    return max(whole, key=lambda row: sign * row.mean, default=None)
+    return max(whole, key=lambda row: -row.mean if row.lower else row.mean, default=None)
 
 
 def best_step(lines: Iterable[Line], steps: Sequence[int]) -> int | None:

@@ -20,7 +20,7 @@ from t5x_lite.data import examples
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.job import Job
 from t5x_lite.model.decoding import Strategy
-from t5x_lite.program import score_step
+from t5x_lite.program import ensemble_score_step
 from t5x_lite.task import open_task
 from t5x_lite.train.metrics import append_result, duration, say
 from t5x_lite.verbs import report
@@ -143,7 +143,7 @@ def compare_with_unigram(model: model_dir.Restored) -> tuple[float, float]:
     with np.errstate(divide="ignore"):
         unigram = np.log(counts / counts.sum())
 
-    score = score_step(model.program)
+    score = ensemble_score_step((model.program,))
     total, unigram_total, tokens = 0.0, 0.0, 0
     [(_, stream)] = examples.evaluation_streams(task, "validation", job.feature_lengths, True, job.seed, False, explain)
     rows = model.rows(job.batch_size)
@@ -151,7 +151,7 @@ def compare_with_unigram(model: model_dir.Restored) -> tuple[float, float]:
     for batch in batching.eval_batches(stream, job.feature_lengths, rows, True, convert, _MEASURE_BATCHES, (0, 1)):
         targets = batch["decoder_target_tokens"]
         counted = (targets > 0) & (targets < first_sentinel)
-        log_probability, _ = jax.device_get(score(model.params, {k: model.place(v) for k, v in batch.items()}))
+        log_probability, _ = jax.device_get(score((model.params,), {k: model.place(v) for k, v in batch.items()}))
         total -= log_probability[counted].sum()
         unigram_total -= unigram[targets[counted]].sum()
         tokens += int(counted.sum())

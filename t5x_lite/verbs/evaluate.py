@@ -4,15 +4,15 @@ Of one checkpoint, of several as one, of all of a model directory, or of each as
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from t5x_lite import completion, model_dir, output, task_metrics
-from t5x_lite.data import batches as batching
-from t5x_lite.data import examples
-from t5x_lite.data.packing import Arrays, Convert
+from t5x_lite.data import buckets, examples
+from t5x_lite.data.packing import Example
 from t5x_lite.data.tokens import Tokens
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.interruption import preemptible
@@ -60,7 +60,7 @@ def main(args) -> None:
                     if evaluate.tasks <= skip:
                         _show(evaluate.averages(step, again=False))
                         say(f"step {step} has been evaluated: see {folder / RESULTS}")
-                    elif (restored := evaluate_steps.restored(model, step)) is not None:
+                    elif (restored := evaluate_steps.restored(model, step, plan.follow)) is not None:
                         _show(evaluate((restored.params,), step, skip))
                         del restored  # the next parameters need its place
             else:
@@ -230,9 +230,10 @@ class Evaluation:
 
     def _teacher_forced(self, name: str, stream, params: tuple[dict, ...]) -> dict[str, float | int]:
         job, program = self._job, self._program
-        ends: list[np.ndarray] = []
-        convert = _watched(program.convert, ends)
-        batches = batching.eval_batches(stream, job.feature_lengths, self._rows, False, convert, None, (0, 1))
+        tally = Counter()
+        pairs = _tallied(stream.examples(), self._eos[name], job.feature_lengths["targets"], tally)
+        planned = buckets.batches(pairs, lambda pair: tuple(map(len, pair)), self._rows)
+        batches = (buckets.pairs_batch([p for _, p in batch], self._rows, program.convert) for batch in planned)
         placed = ({k: model_dir.place(program, v) for k, v in batch.items()} for batch in batches)
         try:
             result = evaluation.teacher_forced(self._sums_of, params, placed)
@@ -246,7 +247,7 @@ class Evaluation:
             )
         if name not in self._said:
             self._said.add(name)
-            _say_cut(name, self._eos[name], np.concatenate(ends), job.feature_lengths["targets"])
+            _say_cut(name, tally, job.feature_lengths["targets"])
         return result
 
     def _record(self, step: int, name: str, result: Mapping[str, float | int | str]) -> None:
@@ -275,17 +276,15 @@ def _numbers(line: Mapping) -> dict:
     return {name: float("nan") if value is None else value for name, value in line.items()}
 
 
-def _watched(convert: Convert, ends: list[np.ndarray]) -> Convert:
-    """The same function; what is in the last place of the targets of each row that has any is added to `ends`.
-
-    Looked at before it is converted: a decoder alone has the targets behind the inputs, wherever these end.
-    """
-
-    def watching(arrays: Arrays, packed: bool) -> Arrays:
-        ends.append(arrays["targets"][arrays["targets_segment_ids"].any(axis=1), -1])
-        return convert(arrays, packed)
-
-    return watching
+def _tallied(
+    found: Iterable[Example], eos: int | None, length: int, tally: Counter
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and targets of each example; counts `targets`, and which are `cut`: full without their end token."""
+    for example in found:
+        targets = example["targets"]
+        tally["targets"] += 1
+        tally["cut"] += eos is not None and len(targets) == length and targets[-1] not in (0, eos)
+        yield example["inputs"], targets
 
 
 def _end(member) -> int | None:
@@ -294,11 +293,9 @@ def _end(member) -> int | None:
     return feature.vocabulary.eos_id if feature is not None and feature.add_eos else None
 
 
-def _say_cut(name: str, eos: int | None, ends: np.ndarray, length: int) -> None:
-    """Says how many targets fill their row without an end token, where they should have one: those were cut."""
-    cut = 0 if eos is None else int(np.isin(ends, (0, eos), invert=True).sum())
-    if cut:
+def _say_cut(name: str, tally: Counter, length: int) -> None:
+    if tally["cut"]:
         say(
-            f"{cut} of {len(ends)} targets of {name} were cut to the {length} tokens of TASK_FEATURE_LENGTHS, here and "
-            "in the metrics: --gin_file=runs/eval.gin makes room for 512"
+            f"{tally['cut']} of {tally['targets']} targets of {name} were cut to the {length} tokens of "
+            "TASK_FEATURE_LENGTHS, here and in the metrics: --gin_file=runs/eval.gin makes room for 512"
         )

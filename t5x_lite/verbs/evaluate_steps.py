@@ -140,12 +140,23 @@ def _every(reference: str) -> bool:
     return reference.endswith("@all")
 
 
-def restored(model: model_dir.LaidOut, step: int) -> model_dir.Restored | None:
-    """A checkpoint; None, which is said, where it has been deleted meanwhile."""
+def restored(model: model_dir.LaidOut, step: int, follow: bool) -> model_dir.Restored | None:
+    """A checkpoint; None, which is said, where it has been deleted meanwhile.
+
+    Args:
+      model: its model directory, laid out.
+      step: of the checkpoint.
+      follow: its run may be going on, and deletes older checkpoints.
+
+    Raises:
+      UserError: as `model_dir.LaidOut.restore`, of a checkpoint that stays.
+    """
+    before = _files(model.directory, step)
     try:
         return model.restore(step)
     except Exception:  # whatever reading half of it ends in
-        if not _disappears(model.directory, step):
+        may_go = follow or _files(model.directory, step) < before
+        if not _disappears(model.directory, step, _DELETION if may_go else 0):
             raise
     _forget_tasks()
     say(f"step {step} was deleted before it could be read: left out")
@@ -161,11 +172,17 @@ def _forget_tasks() -> None:
         sys.unraisablehook = before
 
 
-def _disappears(directory: epath.Path, step: int) -> bool:
-    """Whether a checkpoint is gone, or will be at once: a folder is deleted file by file."""
-    end = time.monotonic() + _DELETION
+def _files(directory: epath.Path, step: int) -> set[str]:
+    """The files of a checkpoint."""
+    folder = directory / checkpoint.FOLDER / str(step)
+    return {f"{where}/{name}" for where, _, names in folder.walk() for name in names}
+
+
+def _disappears(directory: epath.Path, step: int, seconds: float) -> bool:
+    """Whether a checkpoint is gone, or will be within some seconds: a folder is deleted file by file."""
+    end = time.monotonic() + seconds
     while step in checkpoint.steps(str(directory)):
-        if time.monotonic() > end:
+        if time.monotonic() >= end:
             return False
         time.sleep(0.2)
     return True

@@ -95,12 +95,11 @@ def _requests(job, task, split, num_examples, explain, several: bool, inputs, ta
         task, split, job.feature_lengths, False, job.seed, job.use_cached_tasks, explain, num_examples
     ):
         try:
-            while rows := stream.take(64):
-                for [example] in rows:
-                    record = {"task": name} if several else {}
-                    record |= {"inputs": inputs(example["inputs"]), "targets": targets(example["targets"])}
-                    request = Request(record, lambda text: ())
-                    request.inputs, request.targets = example["inputs"], example["targets"]
-                    yield request
+            for example in stream.examples():
+                record = {"task": name} if several else {}
+                record |= {"inputs": inputs(example["inputs"]), "targets": targets(example["targets"])}
+                request = Request(record, lambda text: ())
+                request.inputs, request.targets = example["inputs"], example["targets"]
+                yield request
         finally:
             stream.close()

@@ -32,6 +32,26 @@ SUPER_GLUE = {
 BENCHMARKS = {"glue_average": GLUE, "super_glue_average": SUPER_GLUE}
 
 
+def score(task: str, scores: Mapping[str, float]) -> float | None:
+    """What a task of several metrics counts with: their mean.
+
+    Args:
+      task: its name in the registry, with or without sentinels.
+      scores: its metrics.
+
+    Returns:
+      The mean in percent; None of a task that counts with one metric or not at all, or where one is missing.
+    """
+    groups = (group for benchmark in BENCHMARKS.values() for group in benchmark.values())
+    names = [name for group in groups for of, name in group if of == plain_name(task)]
+    return sum(scores[name] for name in names) / len(names) if len(names) > 1 and scores.keys() >= set(names) else None
+
+
+def plain_name(task: str) -> str:
+    """The name of a task without what says that it has a sentinel."""
+    return task.replace("_1_sentinel", "")
+
+
 def missing(benchmark: str, scores: Scores) -> list[str]:
     """What an average needs and `scores` do not have, as task/metric. Arguments as `average`."""
     needed = (metric for metrics in BENCHMARKS[benchmark].values() for metric in metrics)

@@ -92,7 +92,7 @@ def edit_distance(targets: Sequence[str], predictions: Sequence[str], lower: boo
       lower: case does not count.
 
     Returns:
-      min_edit, max_edit, mean_edit, median_edit and sum_edit over the corpus.
+      mean_edit, median_edit, min_edit, max_edit and sum_edit over the corpus; the first is what a task counts with.
     """
     import editdistance
 
@@ -100,7 +100,7 @@ def edit_distance(targets: Sequence[str], predictions: Sequence[str], lower: boo
         editdistance.eval(_words(prediction, lower), _words(target, lower))
         for prediction, target in zip(predictions, targets)
     ]
-    aggregates = {"min": min, "max": max, "mean": np.mean, "median": np.median, "sum": sum}
+    aggregates = {"mean": np.mean, "median": np.median, "min": min, "max": max, "sum": sum}
     return {f"{name}_edit": float(aggregate(distances)) for name, aggregate in aggregates.items()}
 
 

@@ -12,6 +12,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.parallel import partition
 from t5x_lite.parallel.partition import MESH_AXES, Partition, Rules
 
+pytestmark = pytest.mark.sharded
+
 RULES = Partition({}, {"batch": ("slice", "data", "fsdp"), "embed": "fsdp", "mlp": "model"}).table()
 
 

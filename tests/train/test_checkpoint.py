@@ -13,6 +13,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.train import checkpoint, optimizer
 from tests.train import tiny
 
+pytestmark = pytest.mark.sharded
+
 IDENTITY = {"DATA_SHARDS": 2, "TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 10}, "PACK": True}
 SHARDS = {0: b"zero", 1: b"\x00one" * 100}
 
@@ -159,7 +161,8 @@ def test_references(written, tmp_path):
     (tmp_path / "begun/checkpoints").mkdir(parents=True)
     refused = {
         f"{directory}@8": r"--checkpoint=\S+@8 names no checkpoint\. \S+ has the steps 7\. Write \S+@latest or \S+@7",
-        f"{directory}@newest": "names no checkpoint",
+        f"{directory}@newest": r"names no checkpoint\. \S+ has the steps 7\. Write",
+        f"{directory}@all": r"names no checkpoint\. \S+ has the steps 7\. Only eval takes @all: write \S+@latest or",
         f"{directory}/checkpoints/9": r"has the steps 7",
         str(tmp_path / "gone"): r"--checkpoint=\S+gone is no directory",
         str(tmp_path / "begun"): r"begun has no committed checkpoint yet\. .* go on with its train command",

@@ -26,6 +26,7 @@ def test_a_task_counts_with_the_first_of_its_own_metrics():
     assert results.headline(line(4, "c", note="text", flag=True)) == ("loss", 1.96)
     assert results.headline(line(4, "c", em=None)) == ("em", None)
     assert results.headline(line(4, "c", rouge1=40.0, rouge2=18.0, rougeLsum=36.0)) == ("rouge2", 18.0)
+    assert results.headline(line(4, "c", f1=90.0, task_accuracy=80.0, score=85.0)) == ("score", 85.0)
     assert results.headline(line(4, "c", committed="2026-01-01", overrides="VOCABULARY=a")) == ("loss", 1.96)
 
 
@@ -46,6 +47,38 @@ def test_without_metrics_the_lowest_loss_is_the_best():
     assert results.best_step([line(4, "a"), line(12, "a"), line(8, "a")], [4, 8, 12]) == 12
     # Means are equal: the first.
     assert results.best_step([line(4, "a", em=1.0), line(8, "a", em=1.0)], [4, 8]) == 4
+
+
+def test_some_metrics_are_better_when_lower():
+    lower = (
+        "loss",
+        "mean_edit",
+        "edit_distance",
+        "wer",
+        "WER",
+        "task_loss",
+        "perplexity",
+        "val/cer",
+        "word_error_rate",
+    )
+    assert all(map(results.is_lower_better, lower))
+    higher = ("accuracy", "f1", "bleu", "rouge2", "score", "pearson_corrcoef", "auc-roc", "lower_bound", "credit")
+    assert not any(map(results.is_lower_better, higher))
+    edits = [line(4, "a", mean_edit=3.0), line(8, "a", mean_edit=1.0), line(12, "a", mean_edit=2.0)]
+    assert results.best_step(edits, [4, 8, 12]) == 8
+    assert results.best_step([*edits, *(line(s, "b", wer=float(s)) for s in (4, 8, 12))], [4, 8, 12]) == 4
+
+
+def test_among_metrics_of_both_kinds_those_that_are_better_when_lower_count_negatively():
+    both = [line(4, "a", em=60.0), line(4, "b", wer=50.0), line(8, "a", em=50.0), line(8, "b", wer=30.0)]
+    rows = results.rows(both)
+    assert [row.mean for row in rows] == [5.0, 10.0] and results.best(rows).step == 8
+    assert results.table(rows) == (
+        "step       a       b    mean\n"
+        "          em     wer\n"
+        "   4  60.000  50.000   5.000\n"
+        "   8  50.000  30.000  10.000\n"
+    )
 
 
 def test_steps_are_compared_under_one_setting():

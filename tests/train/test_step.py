@@ -12,6 +12,8 @@ from t5x_lite import program
 from t5x_lite.errors import UserError
 from tests.train import tiny
 
+pytestmark = pytest.mark.sharded
+
 BATCHES = [tiny.rows(seed) for seed in range(3)]
 
 

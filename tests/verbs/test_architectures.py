@@ -47,13 +47,10 @@ seqio.MixtureRegistry.add("text_and_pairs", [("text_span_corruption", 1.0), ("th
 
 
 @pytest.fixture(scope="module")
-def text_and_pairs(tmp_path_factory):
+def text_and_pairs(write_module):
     """Macros of a mixture whose second task is PAIRS."""
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "three_pairs_task.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield {"MIXTURE_OR_TASK_NAME": "text_and_pairs", "MIXTURE_OR_TASK_MODULE": "three_pairs_task"}
+    write_module("three_pairs_task", MODULE)
+    return {"MIXTURE_OR_TASK_NAME": "text_and_pairs", "MIXTURE_OR_TASK_MODULE": "three_pairs_task"}
 
 
 def parameters(directory, step):

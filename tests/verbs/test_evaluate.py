@@ -1,20 +1,20 @@
 """eval, infer and score of one trained model: against each other, and against metrics worked out by hand."""
 
 import errno
-import functools
 import json
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import cli, model_dir, task_metrics
-from t5x_lite.data import packing
+from t5x_lite import cli, model_dir, program, task_metrics
+from t5x_lite.data import batches, examples
 from t5x_lite.task import open_task
 from t5x_lite.tasks import codec
-from t5x_lite.train import results
+from t5x_lite.train import evaluation, results
 from t5x_lite.verbs import evaluate
 
 MODULE = '''
@@ -64,10 +64,15 @@ def failing(targets, predictions):
     raise KeyError("no such label")
 
 
-def register(name, metric_fns):
+def longer(split, shuffle_files=False, seed=None):
+    texts = [" ".join(["di gu"] * count) for count in range(1, 24)]
+    return tf.data.Dataset.from_tensor_slices({"inputs": texts, "targets": texts})
+
+
+def register(name, metric_fns, function=examples):
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(examples, splits=["train", "validation"]),
+        source=seqio.FunctionDataSource(function, splits=["train", "validation"]),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features={name: seqio.Feature(vocabulary.chosen()) for name in ("inputs", "targets")},
         metric_fns=metric_fns,
@@ -76,6 +81,7 @@ def register(name, metric_fns):
 
 register("reversed_texts", [exact_match, mean_length, mean_score, mean_certainty, kinds])
 register("reversed_wrongly", [failing])
+register("longer_texts", [], longer)
 seqio.MixtureRegistry.add("reversed_and_text", ["reversed_texts", "text_span_corruption"], default_rate=1.0)
 seqio.MixtureRegistry.add("reversed_both", ["reversed_texts", "reversed_wrongly"], default_rate=1.0)
 '''
@@ -85,12 +91,9 @@ TEXTS = [f"{a}{b} di gu" for a in "bdfgklmn" for b in "aeiou"][:23]
 
 
 @pytest.fixture(scope="module")
-def module(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "reversed_tasks.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield "--module=reversed_tasks"
+def module(write_module):
+    write_module("reversed_tasks", MODULE)
+    return "--module=reversed_tasks"
 
 
 @pytest.fixture(scope="module")
@@ -305,24 +308,39 @@ def test_targets_that_were_cut_are_counted(evaluated, trained, module, text, tmp
     assert "were cut" not in capfd.readouterr().err
 
 
-CONVERTERS = {
-    "encoder and decoder": packing.encoder_decoder,
-    "language model": functools.partial(packing.decoder_only, prefix=False, loss_on_inputs=True),
-    "prefix LM": functools.partial(packing.decoder_only, prefix=True),
-}
+def test_only_full_targets_that_should_have_an_end_and_have_none_were_cut():
+    # Cut, whole and full, whole and short, cut, empty.
+    targets = [[7, 8, 9, 6], [7, 8, 9, 1], [7, 1], [7, 8, 9, 6], []]
+    for eos, cut in ((1, 2), (None, 0)):
+        tally = Counter()
+        pairs = evaluate._tallied(({"inputs": [3], "targets": t} for t in targets), eos, 4, tally)
+        assert list(pairs) == [([3], t) for t in targets]
+        assert (tally["targets"], tally["cut"]) == (5, cut)
 
 
-@pytest.mark.parametrize("convert", CONVERTERS.values(), ids=CONVERTERS)
-def test_targets_that_were_cut_are_counted_in_every_structure(convert, capsys):
-    """A decoder alone has them behind inputs of any length, which need no end, and padding behind both."""
-    eos, ends = 1, []
-    # Cut, whole and full, whole and short, cut; beside inputs that fill their part or not. And an empty row.
-    inputs = ([3, 3], [3, 3, 3, 3, 3], [3, 3, 3, 3, 3], [3, 3, 3, 3, 3])
-    targets = ([7, 8, 9, 6], [7, 8, 9, eos], [7, eos], [7, 8, 9, 6])
-    rows = [[{"inputs": np.array(i), "targets": np.array(t)}] for i, t in zip(inputs, targets)]
-    evaluate._watched(convert, ends)(packing.fill([*rows, []], {"inputs": 5, "targets": 4}), False)
-    evaluate._say_cut("a_task", eos, np.concatenate(ends), 4)
-    assert "2 of 4 targets of a_task were cut to the 4 tokens" in capsys.readouterr().err
+def test_rows_are_as_long_as_their_examples_and_give_the_numbers_of_whole_rows(trained, module, tmp_path, monkeypatch):
+    lengths, shapes, of_batches = {"inputs": 200, "targets": 100}, [], evaluation.teacher_forced
+
+    def watched(sums_of, params, batches):
+        batches = list(batches)
+        shapes.extend(
+            (batch["encoder_input_tokens"].shape[1], batch["decoder_input_tokens"].shape[1]) for batch in batches
+        )
+        return of_batches(sums_of, params, batches)
+
+    monkeypatch.setattr(evaluation, "teacher_forced", watched)
+    about = ["--mixture_or_task=longer_texts", module, f"--gin.TASK_FEATURE_LENGTHS={lengths}", "--batch_size=8"]
+    assert cli.run(["eval", f"--checkpoint={trained}@8", *about, f"--output_dir={tmp_path}"]) == 0
+    (found,) = lines(tmp_path / "results.jsonl")
+    macros = ["MIXTURE_OR_TASK_NAME=longer_texts", "MIXTURE_OR_TASK_MODULE=reversed_tasks"]
+    with model_dir.restored(f"{trained}@8", (), [*macros, f"TASK_FEATURE_LENGTHS={lengths}"]) as model:
+        task, explain = open_task(model.job)
+        [(_, stream)] = examples.evaluation_streams(task, "validation", lengths, False, 0, False, explain)
+        whole = batches.eval_batches(stream, lengths, 8, False, model.program.convert, None, (0, 1))
+        placed = ({name: model.place(array) for name, array in batch.items()} for batch in whole)
+        expected = of_batches(program.eval_step(model.program), model.params, placed)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert len(shapes) == 3 and len(set(shapes)) > 1 and max(shapes) < (200, 100)
 
 
 def test_score_equals_the_loss_of_eval(evaluated, trained, tmp_path, capfd):
@@ -413,6 +431,12 @@ def test_a_disk_that_is_full_is_a_failure_of_the_run(trained, module, tmp_path, 
 def test_values_that_are_neither_numbers_nor_texts_are_named():
     kept, others = task_metrics.plain({"ragged": [[1], [1, 2]], "by_class": {"a": 1.0}, "one": 1, "two": np.float32(2)})
     assert kept == {"one": 1.0, "two": 2.0} and others == {"ragged": "list", "by_class": "dict"}
+
+
+def test_a_task_of_two_metrics_of_the_paper_has_their_mean_as_score():
+    values = {"f1": 90.0, "accuracy": 80.0}
+    assert task_metrics.scored("glue_mrpc_v002", values) == values | {"score": 85.0}
+    assert task_metrics.scored("glue_mnli_v002", values) == task_metrics.scored("mine", values) == values
 
 
 def test_averages_over_benchmarks_need_all_of_their_tasks():

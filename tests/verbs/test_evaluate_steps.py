@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -162,7 +163,8 @@ def test_checkpoints_are_evaluated_as_they_appear(empty_run, tmp_path, capfd):
     assert known.read_bytes() == before
 
 
-def test_a_checkpoint_that_is_deleted_under_it_is_left_out(empty_run, tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("which", [["@all"], ["", "--follow", "--poll_seconds=0.05"]], ids=["all", "follow"])
+def test_a_checkpoint_that_is_deleted_under_it_is_left_out(which, empty_run, tmp_path, capfd, monkeypatch):
     folder, commit = empty_run
     for step in (4, 8, 12):
         commit(step)
@@ -179,7 +181,8 @@ def test_a_checkpoint_that_is_deleted_under_it_is_left_out(empty_run, tmp_path, 
         return real(directory, abstract)
 
     monkeypatch.setattr("t5x_lite.train.checkpoint.restore_part", slow)
-    _, err = evaluated(capfd, f"--checkpoint={folder}", "--follow", "--poll_seconds=0.05")
+    at, *flags = which
+    _, err = evaluated(capfd, f"--checkpoint={folder}{at}", *flags)
     assert [line["step"] for line in results(folder)] == [4, 12]
     assert "step 8 was deleted before it could be read: left out" in err
     assert "ignored" not in err
@@ -239,13 +242,19 @@ def test_many_checkpoints_that_were_deleted_are_one_line(capsys):
     assert capsys.readouterr().err == "97 steps from 1000 to 97000 were deleted before they were evaluated\n"
 
 
-def test_a_checkpoint_that_is_damaged_and_stays_is_an_error(run_folder, monkeypatch, capfd):
-    monkeypatch.setattr(evaluate_steps, "_DELETION", 0.1)
+@pytest.mark.parametrize("follow", [False, True], ids=["all", "follow"])
+def test_a_checkpoint_that_is_damaged_and_stays_is_an_error(follow, run_folder, monkeypatch, capfd):
+    """Said at once where nothing deletes it; where a run may be about to, when that has not happened."""
+    monkeypatch.setattr(evaluate_steps, "_DELETION", 0.5)
+    waits = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: waits.append(s) or time.sleep(s))
+    monkeypatch.setattr(evaluate_steps, "time", clock)
     state = run_folder / "checkpoints/8/state"
     for file in (state / "ocdbt.process_0/d").iterdir():
         os.truncate(file, file.stat().st_size // 2)
-    _, err = evaluated(capfd, f"--checkpoint={run_folder}@all", status=2)
-    assert [line["step"] for line in results(run_folder)] == [4]
+    at = [f"--checkpoint={run_folder}", "--follow"] if follow else [f"--checkpoint={run_folder}@all"]
+    _, err = evaluated(capfd, *at, status=2)
+    assert [line["step"] for line in results(run_folder)] == [4] and (sum(waits) > 0) == follow
     said = r"the checkpoint \S+/checkpoints/8 cannot be read\. A file of it is missing, cut off or damaged\. Give"
     assert re.search(said, err), err
     (state / "_METADATA").unlink()

@@ -131,12 +131,12 @@ REFUSED = {
         {"TASK_FEATURE_LENGTHS": {"inputs": 40, "targets": 8}},
         r"gives the targets 8 tokens\. Span corruption of 40 input tokens makes 10 .*'targets': 10",
     ),
-    "batch over the mesh": ({"BATCH_SIZE": 12}, r"BATCH_SIZE=12 .*8 devices.*multiple of 8\. Set --gin.BATCH_SIZE=16"),
+    "batch over the mesh": ({"BATCH_SIZE": 13}, r"BATCH_SIZE=13 .*2 devices.*multiple of 2\. Set --gin.BATCH_SIZE=12"),
     "batch over the shards": (
         {"BATCH_SIZE": 16, "DATA_SHARDS": 3},
         r"BATCH_SIZE=16 does not divide by DATA_SHARDS=3\..*--gin.DATA_SHARDS",
     ),
-    "microbatches": ({"BATCH_SIZE": 8, "MICROBATCHES": 2}, r"BATCH_SIZE=8 .*in 2 microbatches.*BATCH_SIZE=16"),
+    "microbatches": ({"BATCH_SIZE": 8, "MICROBATCHES": 8}, r"BATCH_SIZE=8 .*in 8 microbatches.*BATCH_SIZE=16"),
     "initial checkpoint": (
         {"INITIAL_CHECKPOINT_PATH": "{tmp}/gone"},
         r"--gin.INITIAL_CHECKPOINT_PATH=\S*gone is no directory",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from t5x_lite.tasks.metrics.averages import BENCHMARKS, average, missing
+from t5x_lite.tasks.metrics.averages import BENCHMARKS, average, missing, score
 
 TABLE_16 = {
     "glue_cola_v002": {"matthews_corrcoef": 53.84},
@@ -58,3 +58,32 @@ def test_nothing_is_missing_of_the_other_benchmark():
 def test_an_undefined_score_makes_the_average_undefined():
     scores = TABLE_16 | {"glue_stsb_v002": {"pearson_corrcoef": math.nan, "spearman_corrcoef": 80.0}}
     assert math.isnan(average("glue_average", scores))
+
+
+TWO_METRICS = {
+    "glue_mrpc_v002", "glue_stsb_v002", "glue_qqp_v002",
+    "super_glue_cb_v102", "super_glue_multirc_v102", "super_glue_record_v102",
+}  # fmt: skip
+
+
+def test_a_task_of_two_metrics_counts_with_their_mean():
+    means = {task: score(task, scores) for task, scores in TABLE_16.items()}
+    assert {task for task, mean in means.items() if mean is not None} == TWO_METRICS
+    assert means["glue_stsb_v002"] == pytest.approx(87.98)
+    assert score("super_glue_cb_v102_1_sentinel", TABLE_16["super_glue_cb_v102"]) == means["super_glue_cb_v102"]
+    assert score("glue_mrpc_v002", {"f1": 92.07}) is None
+    assert score("squad_v010_allanswers", {"em": 80.0, "f1": 90.0}) is None
+    assert math.isnan(score("glue_mrpc_v002", {"f1": math.nan, "accuracy": 1.0}))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_the_average_is_one_over_what_the_tasks_count_with(benchmark):
+    """The table's columns, taken together, give the average beside them."""
+
+    def counts_with(task, name):
+        scores = TABLE_16[task]
+        return scores[name] if (mean := score(task, scores)) is None else mean
+
+    groups = [[counts_with(task, name) for task, name in metrics] for metrics in BENCHMARKS[benchmark].values()]
+    mean = sum(sum(group) / len(group) for group in groups) / len(groups)
+    assert mean == pytest.approx(average(benchmark, TABLE_16))
