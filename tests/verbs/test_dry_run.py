@@ -8,6 +8,8 @@ import pytest
 
 from t5x_lite import cli
 
+pytestmark = pytest.mark.sharded
+
 RUN = ["train", "--dry_run", "--gin_file=runs/pretrain.gin", "--gin.TRAIN_STEPS=10"]
 
 # Parameters of the public models, as Hugging Face's T5ForConditionalGeneration counts them.
