@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from t5x_lite import cli
 
 pytestmark = pytest.mark.sharded
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RUN = ["train", "--dry_run", "--gin_file=runs/pretrain.gin", "--gin.TRAIN_STEPS=10"]
 
@@ -150,3 +153,12 @@ def test_what_does_not_fit_is_named(flags, dry_run):
     assert status == 2
     assert re.match(r"t5x_lite: error: [^\n]+\n\Z", text)
     assert re.search(WRONG[flags], text), text
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "gin/examples").glob("c4_*.gin")))
+def test_the_examples_fit_the_slices_that_they_name(example, capfd):
+    """The command of the file's own header."""
+    command = re.search(r"t5x_lite (train --dry_run .*)", (ROOT / "gin/examples" / example).read_text())[1]
+    assert example in command
+    assert cli.run(command.split()) == 0
+    assert "2048 rows of 512 + 114 tokens a batch" in capfd.readouterr().out
