@@ -158,7 +158,10 @@ def test_what_does_not_fit_is_named(flags, dry_run):
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "gin/examples").glob("c4_*.gin")))
 def test_the_examples_fit_the_slices_that_they_name(example, capfd):
     """The command of the file's own header."""
-    command = re.search(r"t5x_lite (train --dry_run .*)", (ROOT / "gin/examples" / example).read_text())[1]
+    header = (ROOT / "gin/examples" / example).read_text()
+    command = re.search(r"t5x_lite (train --dry_run .*)", header)[1]
     assert example in command
     assert cli.run(command.split()) == 0
-    assert "2048 rows of 512 + 114 tokens a batch" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "2048 rows of 512 + 114 tokens a batch" in printed
+    assert re.search(r"Expected, as --dry_run counts: (.* a device)\.", header)[1] in printed
