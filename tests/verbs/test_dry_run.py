@@ -1,5 +1,6 @@
 """train --dry_run: the whole job described, for hardware that is not here; nothing is allocated or written."""
 
+import ast
 import math
 import re
 from pathlib import Path
@@ -165,3 +166,17 @@ def test_the_examples_fit_the_slices_that_they_name(example, capfd):
     printed = capfd.readouterr().out
     assert "2048 rows of 512 + 114 tokens a batch" in printed
     assert re.search(r"Expected, as --dry_run counts: (.* a device)\.", header)[1] in printed
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "gin/examples").glob("c4_*.gin")))
+def test_the_examples_meshes_can_be_laid_on_their_slices(example):
+    """A mesh axis must be a product of sides of the torus, which the abstract mesh of --dry_run does not know."""
+    pytest.importorskip("libtpu", reason="only libtpu knows the devices of a slice that is not here")
+    from jax.experimental import topologies
+
+    from t5x_lite.parallel.partition import Partition
+
+    text = (ROOT / "gin/examples" / example).read_text()
+    sizes = ast.literal_eval(re.search(r"Partition\.mesh = (.*)", text)[1])
+    slice_of = topologies.get_topology_desc(platform="tpu", topology_name=re.search(r"--topology=(\S+)", text)[1])
+    assert Partition(sizes, {}).build(slice_of.devices).shape["fsdp"] == sizes["fsdp"]
