@@ -15,6 +15,8 @@ from t5x_lite.tasks import records, sources
 def of(task: seqio.Task | seqio.Mixture, use_cached: bool) -> dict[str, str]:
     """The training data of each task of a mixture: how much it is, and a digest that ignores where it lies.
 
+    Tasks of a mixture without a split "train" are evaluated only, as seqio has it: they are left out.
+
     Args:
       task: from registry.prepare.
       use_cached: whether the tasks are read from seqio's offline cache.
@@ -24,16 +26,17 @@ def of(task: seqio.Task | seqio.Mixture, use_cached: bool) -> dict[str, str]:
       makers say of them), so a copy in another folder is the same, and another file is not.
 
     Raises:
-      UserError: a task has no split "train", or no files of it.
+      UserError: no task has a split "train", or one has no files of it.
     """
+    trained = [member for member in seqio.get_subtasks(task) if "train" in member.splits]
+    if not trained:
+        raise UserError(
+            f"{task.name} has no split train",
+            f"it has {', '.join(sorted(task.splits)) or 'none'}",
+            "add one to its source, or train on another --gin.MIXTURE_OR_TASK_NAME",
+        )
     found = {}
-    for member in seqio.get_subtasks(task):
-        if "train" not in member.splits:
-            raise UserError(
-                f"{member.name} has no split train",
-                f"it has {', '.join(sorted(member.splits)) or 'none'}",
-                "add one to its source, or train on another --gin.MIXTURE_OR_TASK_NAME",
-            )
+    for member in trained:
         known = _cached(member) if use_cached and member.cache_dir else _read(member)
         if isinstance(task, seqio.Mixture):
             known += f", at rate {task.get_rate(member):g}"
