@@ -85,6 +85,7 @@ def train(job: Job, config_text: str, began: float) -> None:
             task, shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
         )
         _say_start(job, program, devices)
+        _say_untrained(task)
 
         ending.enter_context(loop.failures(job.model_dir))
         compiling = ThreadPoolExecutor(1)
@@ -263,6 +264,12 @@ def _describe(config_text: str, vocabulary: bytes | None, model_dir: epath.Path)
     write_whole(model_dir / CONFIG, config_text.encode())
     if vocabulary is not None:
         write_whole(model_dir / VOCABULARY, vocabulary)
+
+
+def _say_untrained(task) -> None:
+    trained = {member.name for member in examples.members(task, "train")}
+    if others := [member.name for member in examples.members(task, None) if member.name not in trained]:
+        say(f"without a split train, so not trained on: {', '.join(others)}")
 
 
 def _say_start(job: Job, program: Program, devices) -> None:

@@ -7,8 +7,11 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from t5x_lite.data import examples
 from t5x_lite.errors import UserError
-from t5x_lite.tasks import fingerprint
+from t5x_lite.tasks import fingerprint, registry
+from t5x_lite.verbs import train
+from tests.tasks.originals import public
 
 FEATURES = {"targets": seqio.Feature(seqio.ByteVocabulary())}
 
@@ -67,3 +70,27 @@ def test_a_task_without_training_data_is_refused(tmp_path):
     other = task("validation", seqio.TextLineDataSource({"validation": str(tmp_path / "a.txt.gz")}))
     with pytest.raises(UserError, match=r"fingerprint_validation has no split train\. It has validation\."):
         fingerprint.of(other, False)
+
+
+@pytest.mark.parametrize("name, evaluated", [
+    ("glue_v002_proportional", {"glue_ax_v002", "glue_mnli_matched_v002", "glue_mnli_mismatched_v002"}),
+    (
+        "super_glue_v102_proportional",
+        {"super_glue_axb_v102", "super_glue_axg_v102", "super_glue_wsc_v102_simple_eval"},
+    ),
+])  # fmt: skip
+def test_tasks_of_a_mixture_without_a_training_split_are_evaluated_only(name, evaluated, tmp_path, capsys):
+    mixture = registry.prepare(name, vocabulary="bytes", data_dir=str(public.write(tmp_path)))
+    trained = {member.name for member in mixture.tasks} - evaluated
+    assert set(fingerprint.of(mixture, False)) == {f"the data of {member}" for member in trained}
+    train._say_untrained(mixture)
+    assert capsys.readouterr().err == f"without a split train, so not trained on: {', '.join(sorted(evaluated))}\n"
+    if name.startswith("glue"):
+        lengths = {"inputs": 400, "targets": 20}
+        streams = examples.train_streams(mixture, [0], 1, lengths, False, 0, False, lambda error: None)
+        assert len(streams[0].take(8)) == 8
+        streams[0].close()
+    seqio.MixtureRegistry.remove("fingerprint_untrained")
+    nothing = seqio.MixtureRegistry.add("fingerprint_untrained", sorted(evaluated), default_rate=1.0)
+    with pytest.raises(UserError, match=r"fingerprint_untrained has no split train\. It has test, validation"):
+        fingerprint.of(nothing, False)
