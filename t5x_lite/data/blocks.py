@@ -112,6 +112,9 @@ def options():
     options.experimental_optimization.map_fusion = True
     # Several shards fill their shuffles beside each other, not each when its turn comes in the first batch.
     options.experimental_warm_start = True
+    # The thread that tunes sleeps ever longer, up to a minute, and can miss that its iterator is let go of, which then
+    # waits for it: the end of a training took that minute. Without it a parallel map has a thread for each CPU.
+    options.autotune.enabled = False
     return options
 
 

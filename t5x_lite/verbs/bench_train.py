@@ -7,6 +7,7 @@ seconds and peak memory can be told apart. Needs neither TensorFlow nor seqio.
 
 import dataclasses
 import importlib.util
+import math
 import multiprocessing
 import os
 import resource
@@ -274,9 +275,11 @@ def _mfu(job, work: Workload, ours: dict) -> float | None:
     return done / seconds / (peak * ours["devices"]) if peak else None
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median (least to most)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+def spread(values: Sequence[float]) -> str:
+    """Median (least to most), with two decimals, or as many as three digits of a small median take."""
+    median = statistics.median(values)
+    digits = 2 if median <= 0 else max(2, 2 - math.floor(math.log10(median)))
+    return f"{median:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def text(result: dict, work: Workload) -> str:

@@ -143,6 +143,19 @@ def test_figures_that_json_cannot_hold_are_null():
     assert bench._finite(result) == {"a": [1.0, None, {"b": None}], "c": [2, "x", None, True]}
 
 
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        ((0.0241, 0.0242, 0.0245), "0.0242 (0.0241 to 0.0245)"),
+        ((8.1, 8.36, 9.0), "8.36 (8.10 to 9.00)"),
+        ((140.0, 151.26, 152.0), "151.26 (140.00 to 152.00)"),
+        ((0.0, 0.0, 1.0), "0.00 (0.00 to 1.00)"),
+    ],
+)
+def test_the_spread_shows_three_digits_of_small_figures(values, text):
+    assert bench_train.spread(values) == text
+
+
 def test_table_aligns_names_left_and_figures_right():
     assert bench.table([("", "s"), ("long name", "1.0"), ("n", "10.0")]) == (
         "              s\nlong name   1.0\nn          10.0"
