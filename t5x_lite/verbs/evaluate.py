@@ -6,6 +6,7 @@ Of one checkpoint, of several as one, of all of a model directory, or of each as
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from etils import epath
@@ -21,7 +22,7 @@ from t5x_lite.program import Program, ensemble_eval_step
 from t5x_lite.task import open_split
 from t5x_lite.task_metrics import Decoding
 from t5x_lite.train import evaluation, results
-from t5x_lite.train.events import open_events
+from t5x_lite.train.events import EventFile, open_events
 from t5x_lite.train.metrics import RESULTS, append_result, read_jsonl, say, write_whole
 from t5x_lite.verbs import evaluate_steps
 
@@ -81,7 +82,8 @@ def _shown(name: str, value) -> str:
 def _show_table(evaluate: "Evaluation", several_steps: bool) -> None:
     rows = results.rows(evaluate.lines())
     table = results.table(rows)
-    write_whole(evaluate.folder / TABLE, table.encode())
+    if rows:
+        write_whole(evaluate.folder / TABLE, table.encode())
     if len(rows) > 1 or len(evaluate.tasks) > 1:
         print(f"\n{table}", end="", flush=True)
     if several_steps and len(rows) > 1 and (best := results.best(rows)) is not None:
@@ -139,13 +141,16 @@ class Evaluation:
         }  # fmt: skip
         self._directory = directory
         self._members = {} if members is None else {"checkpoints": list(members)}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._events = open_events(folder)
         self._said: set[str] = set()
 
+    @cached_property
+    def _events(self) -> EventFile | None:
+        """Opened for the first result: a command that has none leaves nothing behind."""
+        return open_events(self.folder)
+
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        if (events := self.__dict__.get("_events")) is not None:
+            events.close()
 
     def lines(self) -> list[Mapping]:
         """What the folder holds of these tasks, of averages over them, and of this setting."""
@@ -168,11 +173,14 @@ class Evaluation:
     def _known(self) -> dict[int, set[str]]:
         found: dict[int, set[str]] = {}
         for line in filter(results.is_evaluation, self.lines()):
-            committed = model_dir.committed(self._directory, line["step"])
-            if committed and line.get("committed") != committed:
-                continue
-            found.setdefault(line["step"], set()).add(line["task"])
+            if self._is_current(line):
+                found.setdefault(line["step"], set()).add(line["task"])
         return found
+
+    def _is_current(self, line: Mapping) -> bool:
+        """Whether it is of the checkpoint of its step that is there, and not of one that another replaced."""
+        committed = model_dir.committed(self._directory, line["step"])
+        return not committed or line.get("committed") == committed
 
     def __call__(
         self, params: tuple[dict, ...], step: int, skip: set[str] = frozenset()
@@ -220,7 +228,7 @@ class Evaluation:
           step: of the checkpoint.
           again: those too that are written already.
         """
-        lines = [line for line in self.lines() if line["step"] == step]
+        lines = [line for line in self.lines() if line["step"] == step and self._is_current(line)]
         written = {line["task"] for line in lines if not results.is_evaluation(line)}
         known = {line["task"]: _numbers(line) for line in lines if results.is_evaluation(line)}
         for name, score in task_metrics.averages(known).items():

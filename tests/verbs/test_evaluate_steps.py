@@ -61,6 +61,7 @@ def test_all_checkpoints_are_evaluated_once(run_folder, capfd):
     # Not again, unless told to; but under another setting.
     again, err = evaluated(capfd, at)
     assert results(run_folder) == lines and again.strip() == table.strip()
+    assert len([*(run_folder / "eval").glob("events.*")]) == 1  # nothing was evaluated, so none was begun
     assert f"step 8 has been evaluated: see {run_folder}/eval/results.jsonl" in err
     evaluated(capfd, at, "--decode=beam")
     assert [line["decode"] for line in results(run_folder)[3:]] == ["beam beam_size=4 length_penalty=0.6"] * 3
@@ -75,6 +76,26 @@ def test_all_checkpoints_are_evaluated_once(run_folder, capfd):
     about.write_text(json.dumps(stored | {"commit_timestamp_nsecs": stored["commit_timestamp_nsecs"] + 10**9}))
     evaluated(capfd, at)
     assert [line["step"] for line in results(run_folder)[12:]] == [8]
+
+
+def test_an_average_of_a_checkpoint_that_another_has_replaced_is_worked_out_anew(run_folder, monkeypatch):
+    """As after a kill between the last task and the average."""
+    setting = {"split": "validation", "decode": "greedy", "num_examples": None, "lengths": "40/16", "overrides": None}
+    evaluation = object.__new__(evaluate.Evaluation)
+    vars(evaluation).update(
+        folder=run_folder / "eval", tasks={"a"}, _directory=run_folder, _setting=setting, _members={}, _events=None
+    )
+    means = lambda known: {f"mean_{task}": line["em"] for task, line in known.items()}  # noqa: E731
+    monkeypatch.setattr(evaluate.task_metrics, "averages", means)
+    evaluation._record(8, "a", {"loss": 1.0, "em": 10.0})
+    assert [*evaluation.averages(8, again=False)] == [("mean_a", 8, {"score": 10.0})]
+    assert not [*evaluation.averages(8, again=False)]
+    about = run_folder / "checkpoints/8/_CHECKPOINT_METADATA"
+    stored = json.loads(about.read_text())
+    about.write_text(json.dumps(stored | {"commit_timestamp_nsecs": stored["commit_timestamp_nsecs"] + 10**9}))
+    assert not [*evaluation.averages(8, again=False)]
+    evaluation._record(8, "a", {"loss": 1.0, "em": 20.0})
+    assert [*evaluation.averages(8, again=False)] == [("mean_a", 8, {"score": 20.0})]
 
 
 def test_the_best_is_evaluated_and_named(run_folder, capfd):
