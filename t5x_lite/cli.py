@@ -137,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     train = _verb(verbs, "train", "train", "train a job, going on from its newest checkpoint", gin=True, tasks=True)
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
     train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice, v5p:4x4x4 or v5p-128")
+    train.add_argument("--num_slices", metavar="N", type=_count, help="with --topology: how many such slices")
 
     _add_eval(verbs)
     _add_infer(verbs)

@@ -40,11 +40,12 @@ MAY_IMPORT = {
     "validation": {"job", "program", "task_metrics", "data", "train"},
     "task_metrics": {"errors", "job", "program", "output", "completion", "data", "model", "train", "tasks"},
     "program": {"errors", "job", "model", "parallel", "data", "train"},
+    "parameter_table": {"program"},
     "model_dir": {"errors", "config", "job", "program", "output", "parallel", "train"},
     "cli": {"errors"},
     "verbs": {
         "errors", "config", "job", "program", "output", "task_metrics", "model_dir", "task", "validation",
-        "resumable", "interruption", "progress", "completion",
+        "resumable", "interruption", "progress", "completion", "parameter_table",
         "data", "model", "parallel", "train", "interop", "tasks", "tpu",
     },
     "__main__": {"cli"},

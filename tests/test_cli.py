@@ -52,6 +52,9 @@ WRONG = {
     "config --gin_file=examples/demo.gin --gin.BATCH_SIZE=": r"--gin\.BATCH_SIZE= gives no value\.",
     "config --gin_file=examples/demo.gin --gin.=3": r"--gin\.=3 is no binding\. .*NAME=value",
     "train --gin_file=examples/demo.gin --topology=v5e:4x4": r"--topology=v5e:4x4 is given without --dry_run\.",
+    "train --gin_file=examples/demo.gin --num_slices=2": r"--num_slices=2 is given without --dry_run\.",
+    "train --gin_file=examples/demo.gin --dry_run --num_slices=2": r"--num_slices=2 is given without --topology\.",
+    "train --gin_file=examples/demo.gin --dry_run --num_slices=0": r"--num_slices does not fit\. It is '0', not a",
     # Only verbs that read tasks take a module of tasks.
     "infer --checkpoint=m --text=a --module=m": r"--module=m is given without --mixture_or_task\. .*Leave it out\.",
     "infer --checkpoint=m --input=a --split=s": r"--split=s is given without --mixture_or_task\.",

@@ -57,6 +57,7 @@ class Hardware:
       generation: a key of GENERATIONS, as topologies name it: "v5e".
       accelerator_type: as gcloud names it: "v5litepod-16".
       runtime_version: the TPU software version that goes with it.
+      shape: chips along each side of the torus, as its topology names it.
       chips: of the slice.
       hosts: VMs of the slice.
       chips_per_host: of each VM.
@@ -65,6 +66,7 @@ class Hardware:
     generation: str
     accelerator_type: str
     runtime_version: str
+    shape: tuple[int, ...]
     chips: int
     hosts: int
     chips_per_host: int
@@ -83,11 +85,12 @@ def parse(text: str, name: str = "--topology") -> Hardware:
     if ":" in text:
         generation, _, shape = text.partition(":")
         _check_known(generation, GENERATIONS, text, name)
-        return _slice(generation, _chips_of_shape(generation, shape, text, name))
+        return _slice(generation, _shape_of(generation, shape, text, name))
     prefix, _, count = text.rpartition("-")
     of_prefix = {g.prefix: key for key, g in GENERATIONS.items()}
     _check_known(prefix or count, of_prefix, text, name)
-    return _slice(of_prefix[prefix or count], _chips_of_count(of_prefix[prefix or count], prefix and count, text, name))
+    generation = of_prefix[prefix or count]
+    return _slice(generation, _most_compact(generation, _chips_of_count(generation, prefix and count, text, name)))
 
 
 def _check_known(generation: str, known, text: str, name: str) -> None:
@@ -99,7 +102,7 @@ def _check_known(generation: str, known, text: str, name: str) -> None:
         )
 
 
-def _chips_of_shape(generation: str, shape: str, text: str, name: str) -> int:
+def _shape_of(generation: str, shape: str, text: str, name: str) -> tuple[int, ...]:
     of = GENERATIONS[generation]
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*", shape) or shape.count("x") + 1 != of.dimensions:
         example = "x".join(["4"] * of.dimensions)
@@ -109,14 +112,13 @@ def _chips_of_shape(generation: str, shape: str, text: str, name: str) -> int:
             f"write for example {name}={generation}:{example}",
         )
     sizes = tuple(int(n) for n in shape.split("x"))
-    chips = math.prod(sizes)
     if of.dimensions == 2:
         fits = sizes in _PLANE
     else:
         fits = sizes in _SPACE or all(n % 4 == 0 for n in sizes)
-    if not fits or chips > of.largest_slice:
+    if not fits or math.prod(sizes) > of.largest_slice:
         raise UserError(f"{name}={text} is no slice of {generation}", _shapes(generation), f"choose one for {name}")
-    return chips
+    return sizes
 
 
 def _chips_of_count(generation: str, count: str, text: str, name: str) -> int:
@@ -130,6 +132,22 @@ def _chips_of_count(generation: str, count: str, text: str, name: str) -> int:
             f"write for example {name}={of.prefix}-{16 * of.units_per_chip}",
         )
     return int(count) // of.units_per_chip
+
+
+def _most_compact(generation: str, chips: int) -> tuple[int, ...]:
+    """The shape that a slice of so many chips has where none is named: the one with the shortest sides."""
+    if GENERATIONS[generation].dimensions == 2:
+        return next(shape for shape in _PLANE if math.prod(shape) == chips)
+    if chips < _CUBE:
+        return next(shape for shape in _SPACE if math.prod(shape) == chips)
+    cubes = chips // _CUBE
+    blocks = [
+        (x, y, cubes // (x * y))
+        for x in range(1, cubes + 1)
+        for y in range(x, cubes // x + 1)
+        if cubes % (x * y) == 0 and cubes // (x * y) >= y
+    ]
+    return tuple(4 * side for side in min(blocks, key=sum))
 
 
 def _counts(generation: str) -> list[int]:
@@ -154,13 +172,14 @@ def _few(counts: list[int]) -> str:
     return ", ".join(map(str, counts[:8])) + (f" and so on, up to {counts[-1]}" if len(counts) > 8 else "")
 
 
-def _slice(generation: str, chips: int) -> Hardware:
-    of = GENERATIONS[generation]
+def _slice(generation: str, shape: tuple[int, ...]) -> Hardware:
+    of, chips = GENERATIONS[generation], math.prod(shape)
     chips_per_host = chips if chips <= of.largest_host else 4
     return Hardware(
         generation,
         f"{of.prefix}-{chips * of.units_per_chip}",
         of.runtime_version,
+        shape,
         chips,
         chips // chips_per_host,
         chips_per_host,

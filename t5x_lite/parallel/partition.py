@@ -14,10 +14,12 @@ stream is never sharded, so `embed` is an axis of parameters only.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError, nearest
@@ -61,8 +63,11 @@ class Rules:
 class Partition:
     """A named layout, bound in gin/partition/*.gin.
 
+    The axis `slice` is the outermost: it alone crosses the data-centre network between TPU slices.
+
     Args:
-      mesh: size of each mesh axis; at most one may be -1, which takes the devices that are left.
+      mesh: size of each mesh axis; at most one may be -1, which takes the devices that are left. A `slice` that is -1
+        or left out is as many as there are TPU slices, and 1 on other devices.
       rules: logical axis -> mesh axis or axes. Unnamed logical axes are replicated.
 
     Raises:
@@ -102,7 +107,7 @@ class Partition:
                     "they meet in one array, which a mesh axis can cut only once",
                     "change --gin.partition.Partition.rules",
                 )
-        if sum(size == -1 for size in self.mesh.values()) > 1:
+        if sum(size == -1 for axis, size in self.mesh.items() if axis != "slice") > 1:
             raise UserError(
                 f"the mesh {dict(self.mesh)} has two axes of size -1",
                 "only one axis can take the devices that are left",
@@ -112,40 +117,106 @@ class Partition:
     def table(self) -> Rules:
         return Rules(tuple((name, _tuple(axes)) for name, axes in sorted(self.rules.items())))
 
-    def sizes(self, devices: int) -> dict[str, int]:
+    def sizes(self, devices: int, slices: int | None = None) -> dict[str, int]:
         """The size of each mesh axis for this many devices, all four axes in order.
+
+        Args:
+          devices: of all slices together.
+          slices: TPU slices that they belong to; None: they belong to none.
 
         Raises:
           UserError: the devices cannot be laid out so.
         """
-        sizes = {axis: int(self.mesh.get(axis, 1)) for axis in MESH_AXES}
-        fixed = math.prod(s for s in sizes.values() if s != -1)
-        free = [axis for axis, size in sizes.items() if size == -1]
-        if devices % fixed or (not free and devices != fixed) or fixed < 1:
-            axis = free[0] if free else max(sizes, key=sizes.get)
+        sizes = {axis: int(self.mesh.get(axis, -1 if axis == "slice" else 1)) for axis in MESH_AXES}
+        if sizes["slice"] == -1:
+            sizes["slice"] = slices or 1
+        if slices not in (None, sizes["slice"]):
             raise UserError(
-                f"a mesh of {_shown(sizes)} does not fit {devices} device{'s' * (devices != 1)}",
-                f"its fixed sizes multiply to {fixed}",
-                f"change Partition.mesh so that the product is {devices}; {axis} may be -1 for what is left",
+                f"mesh axis slice of size {sizes['slice']} does not fit {_counted(slices, 'slice')}",
+                "the axis stands for the TPU slices, between which only the data-centre network leads",
+                f"set slice to {slices} in --gin.partition.Partition.mesh, or leave it out",
             )
-        for axis in free:
-            sizes[axis] = devices // fixed
-        return sizes
+        free = [axis for axis, size in sizes.items() if size == -1]
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if devices % fixed or (not free and devices != fixed):
+            raise self._misfit(sizes, devices, fixed, free)
+        return sizes | dict.fromkeys(free, devices // fixed)
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over all devices, or over those given, with explicit axes."""
-        devices = jax.devices() if devices is None else list(devices)
-        sizes = self.sizes(len(devices))
-        return jax.make_mesh(
-            tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes), devices=devices
+    def _misfit(self, sizes: Mapping[str, int], devices: int, fixed: int, free: list[str]) -> UserError:
+        """Names the axis that needs the least change, and the nearest size of it that fits."""
+        fits = []
+        for axis in [axis for axis in self.mesh if sizes[axis] != -1 and axis != "slice"] or ["data"]:
+            rest = fixed // sizes[axis]
+            most, left = divmod(devices, rest)
+            # What an axis of -1 takes may be any number; without one nothing may be left.
+            choices = [n for n in range(1, most + 1) if most % n == 0] if free else [most]
+            fits += [(abs(math.log(n / sizes[axis])), axis, n) for n in choices if not left and most]
+        if not fits:
+            return UserError(
+                f"a mesh of {_shown(sizes)} does not fit {_counted(devices, 'device')}",
+                f"its fixed sizes multiply to {fixed}, and no change of one axis would do",
+                f"change --gin.partition.Partition.mesh so that the product is {devices}; one axis may be -1",
+            )
+        _, axis, size = min(fits)
+        return UserError(
+            f"mesh axis {axis} of size {sizes[axis]} does not fit {_counted(devices, 'device')}",
+            f"the mesh {_shown(sizes)} "
+            + (f"has fixed sizes that multiply to {fixed}" if free else f"multiplies to {fixed}"),
+            f"set --gin.partition.Partition.mesh with {axis}={size}, the nearest that fits"
+            + ("" if free else f", or with {axis}=-1 for the devices that are left"),
         )
 
-    def abstract(self, devices: int) -> jax.sharding.AbstractMesh:
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over all devices, or over those given, with explicit axes.
+
+        On TPUs neighbours on the mesh are neighbours in the torus as far as its shape allows; slices stay whole.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        slices = slices_of(devices)
+        sizes = self.sizes(len(devices), slices)
+        if slices in (None, 1):
+            placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        else:
+            within = tuple((sizes | {"slice": 1}).values())
+            between = (slices, *(1 for _ in within[1:]))
+            placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+
+    def abstract(self, devices: int, slices: int | None = None) -> jax.sharding.AbstractMesh:
         """The same mesh with no devices behind it, to check a job for a machine that is not here."""
-        sizes = self.sizes(devices)
+        sizes = self.sizes(devices, slices)
         return jax.sharding.AbstractMesh(
             tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes)
         )
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int | None:
+    """How many TPU slices the devices belong to; None where they are no TPUs."""
+    if devices[0].platform != "tpu":
+        return None
+    return len({getattr(device, "slice_index", None) for device in devices})
+
+
+def split_axis(sizes: Mapping[str, int], sides: Sequence[int]) -> tuple[str, int, list[int]] | None:
+    """The first mesh axis that takes only part of a side of the torus, innermost axes first as they are laid.
+
+    Its collectives then have no ring of their own, and another axis shares the links.
+
+    Args:
+      sizes: of the mesh axes, outermost first.
+      sides: of one slice, with the devices of a chip as the last where there are several.
+
+    Returns:
+      The axis, its size, and the sizes that would take whole sides; None where all do.
+    """
+    free = [side for side in sides if side > 1]
+    for axis in reversed([axis for axis in sizes if axis != "slice" and sizes[axis] > 1]):
+        whole = {math.prod(c): c for count in range(1, len(free) + 1) for c in itertools.combinations(free, count)}
+        if sizes[axis] not in whole:
+            return axis, sizes[axis], sorted(whole)
+        for side in whole[sizes[axis]]:
+            free.remove(side)
+    return None
 
 
 def single_device() -> Mesh:
@@ -213,6 +284,10 @@ def _tuple(axes) -> tuple[str, ...]:
 
 def _shown(sizes: Mapping[str, int]) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "one device"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _known(kind: str, name: str, known: Sequence[str], where: str) -> None:

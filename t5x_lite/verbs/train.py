@@ -9,7 +9,7 @@ from functools import partial
 import jax
 from etils import epath
 
-from t5x_lite import config, output, validation
+from t5x_lite import config, output, parameter_table, validation
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.data.tokens import Tokens
@@ -37,14 +37,21 @@ def main(args) -> None:
     if args.dry_run:
         from t5x_lite.verbs import dry_run
 
-        dry_run.describe(job, args.topology, config.resolved())
-    else:
-        if args.topology:
+        if args.num_slices and not args.topology:
             raise UserError(
-                f"--topology={args.topology} is given without --dry_run",
-                "training runs on the devices of this machine",
-                "add --dry_run, or leave --topology out",
+                f"--num_slices={args.num_slices} is given without --topology",
+                "it counts slices of that topology",
+                "add for example --topology=v5e:16x16",
             )
+        dry_run.describe(job, args.topology, args.num_slices or 1, config.resolved())
+    else:
+        for flag in ("topology", "num_slices"):
+            if given := getattr(args, flag):
+                raise UserError(
+                    f"--{flag}={given} is given without --dry_run",
+                    "training runs on the devices of this machine",
+                    f"add --dry_run, or leave --{flag} out",
+                )
         train(job, config.resolved(), began)
 
 
@@ -279,3 +286,7 @@ def _say_start(job: Job, program: Program, devices) -> None:
         f"{network.count(program.params):,} parameters on {kinds} (mesh {axes}); batch {job.batch_size} x "
         f"({job.feature_lengths['inputs']} + {job.feature_lengths['targets']}) tokens of {job.mixture_or_task_name}"
     )
+    for line in parameter_table.lines(program, grouped=True):
+        say(f"  {line}")
+    held = parameter_table.bytes_a_device(program.params), parameter_table.bytes_a_device(program.state["opt_state"])
+    say("{} of parameters and {} of optimizer state a device".format(*map(parameter_table.shown, held)))

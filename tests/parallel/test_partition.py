@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
-from t5x_lite.parallel import partition
+from t5x_lite.parallel import chips, compile_only, partition
 from t5x_lite.parallel.partition import MESH_AXES, Partition, Rules
 
 pytestmark = pytest.mark.sharded
@@ -39,12 +39,83 @@ def test_a_mesh_holds_each_device_once():
     assert partition.single_device().devices.size == 1
 
 
-@pytest.mark.parametrize("mesh, devices", [
-    ({"data": 3}, 8), ({"data": 4}, 8), ({"data": 16}, 8), ({"data": -1, "model": 3}, 8), ({}, 2),
+@pytest.mark.parametrize("mesh, devices, axis, size, nearest", [
+    ({"data": 3}, 8, "data", 3, 8),
+    ({"data": 16}, 8, "data", 16, 8),
+    ({}, 2, "data", 1, 2),
+    ({"data": -1, "model": 3}, 8, "model", 3, 4),
+    ({"data": -1, "fsdp": 12, "model": 2}, 64, "fsdp", 12, 16),
+    ({"data": -1, "model": 5}, 12, "model", 5, 6),
+    ({"data": -1, "fsdp": 64}, 16, "fsdp", 64, 16),
+    ({"data": 2, "fsdp": 4}, 16, "data", 2, 4),  # either would do
 ])  # fmt: skip
-def test_a_mesh_that_does_not_fit_is_refused(mesh, devices):
-    with pytest.raises(UserError, match=rf"does not fit {devices} devices.*Partition\.mesh.*product is {devices}"):
+def test_a_mesh_that_does_not_fit_is_refused_and_the_nearest_size_fits(mesh, devices, axis, size, nearest):
+    with pytest.raises(UserError) as error:
         Partition(mesh, {}).sizes(devices)
+    said = str(error.value)
+    assert said.startswith(f"mesh axis {axis} of size {size} does not fit {devices} devices.")
+    assert f"Partition.mesh with {axis}={nearest}, the nearest that fits" in said
+    assert math.prod(Partition(mesh | {axis: nearest}, {}).sizes(devices).values()) == devices
+
+
+def test_a_mesh_that_no_change_of_one_axis_mends_is_refused():
+    with pytest.raises(UserError, match=r"a mesh of data=3 x fsdp=5 does not fit 8 devices.*Partition\.mesh.*is 8;"):
+        Partition({"data": 3, "fsdp": 5}, {}).sizes(8)
+
+
+def test_slices_are_as_many_as_there_are():
+    assert Partition({"fsdp": -1}, {}).sizes(64, slices=4) == {"slice": 4, "data": 1, "fsdp": 16, "model": 1}
+    assert Partition({"slice": -1, "data": -1}, {}).sizes(64, slices=4)["slice"] == 4
+    # Devices that are no TPUs belong to no slice: the axis is one like the others.
+    assert Partition({"slice": 2, "data": -1}, {}).sizes(8) == {"slice": 2, "data": 4, "fsdp": 1, "model": 1}
+    assert Partition({"slice": -1, "data": -1}, {}).sizes(8)["slice"] == 1
+    with pytest.raises(UserError, match=r"^mesh axis slice of size 2 does not fit 1 slice\. .*Set slice to 1 in --gin"):
+        Partition({"slice": 2, "data": -1}, {}).sizes(8, slices=1)
+
+
+# Slice, its sides, slices, mesh sizes: whole sides and parts of them, two devices a chip, a third of a side.
+SLICES = [
+    ("v4", (4, 4, 4), 1, {"data": -1, "fsdp": 8}),
+    ("v5e", (4, 4), 1, {"data": -1, "fsdp": 8}),
+    ("v5e", (16, 16), 2, {"data": -1, "fsdp": 8, "model": 2}),
+    ("v5p", (4, 4, 4), 4, {"data": -1, "fsdp": 32}),
+    ("v5p", (4, 4, 12), 1, {"data": -1, "fsdp": 3, "model": 2}),
+    ("v6e", (4, 4), 1, {"data": -1, "fsdp": 2}),
+    ("tpu7x", (4, 4, 4), 2, {"fsdp": -1, "model": 8}),
+]
+
+
+@pytest.mark.parametrize("generation, shape, slices, mesh", SLICES, ids=lambda value: str(value).replace(" ", ""))
+def test_every_mesh_can_be_laid_on_the_devices_of_tpu_slices(generation, shape, slices, mesh):
+    """And then has the sizes of the abstract mesh, which a dry run checks without libtpu."""
+    pytest.importorskip("libtpu", reason="only libtpu knows the devices of a slice that is not here")
+    devices = compile_only.devices(generation, shape, slices)
+    assert len(devices) == slices * math.prod(shape) * chips.CHIPS[generation].devices_per_chip
+    assert devices[0].device_kind in chips.CHIPS[generation].kinds
+    laid = Partition(mesh, {})
+    built = laid.build(devices)
+    assert len({d.id for d in built.devices.flat}) == len(devices)
+    assert dict(built.shape) == dict(laid.abstract(len(devices), slices).shape)
+    for number, of_slice in enumerate(built.devices):
+        assert slices == 1 or {d.slice_index for d in of_slice.flat} == {number}
+
+
+def test_without_libtpu_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(compile_only.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^libtpu is not installed\. .*pip install 't5x_lite\[tpu\]'"):
+        compile_only.devices("v5e", (4, 4))
+
+
+@pytest.mark.parametrize("sizes, sides, found", [
+    ({"data": 4, "fsdp": 4, "model": 1}, (4, 4), None),
+    ({"data": 16, "fsdp": 4, "model": 1}, (4, 4, 4), None),
+    ({"data": 2, "fsdp": 8, "model": 1}, (4, 4), ("fsdp", 8, [4, 16])),
+    ({"slice": 2, "data": 32, "fsdp": 8, "model": 1}, (16, 16), ("fsdp", 8, [16, 256])),
+    ({"data": 4, "fsdp": 4, "model": 4}, (4, 16), ("fsdp", 4, [16])),  # model has the side of 4
+    ({"data": 4, "fsdp": 2, "model": 1}, (2, 2, 1, 2), None),
+])  # fmt: skip
+def test_an_axis_on_part_of_a_side_is_found(sizes, sides, found):
+    assert partition.split_axis(sizes, sides) == found
 
 
 @pytest.mark.parametrize("mesh, rules, said", [

@@ -40,9 +40,16 @@ RUNTIMES = {
 @pytest.mark.parametrize("topology, accelerator_type, chips, hosts", SLICES)
 def test_a_topology_and_its_accelerator_type_are_one_slice(topology, accelerator_type, chips, hosts):
     generation = topology.split(":")[0]
-    wanted = Hardware(generation, accelerator_type, RUNTIMES[generation], chips, hosts, chips // hosts)
+    shape = tuple(int(side) for side in topology.split(":")[1].split("x"))
+    wanted = Hardware(generation, accelerator_type, RUNTIMES[generation], shape, chips, hosts, chips // hosts)
     assert parse(topology) == wanted
     assert parse(accelerator_type) == wanted
+
+
+def test_a_shape_other_than_the_most_compact_is_named_by_its_topology_alone():
+    assert parse("v5p:4x4x16").shape == (4, 4, 16)
+    assert parse("v5p-512").shape == (4, 8, 8)
+    assert parse("v5p-6144").shape == (12, 16, 16)
 
 
 @pytest.mark.parametrize("text, said", {

@@ -1,6 +1,7 @@
 """The train step: the same on every mesh and in any number of parts, skipped when not finite, reproducible."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite import program
+from t5x_lite import config, program
 from t5x_lite.errors import UserError
+from t5x_lite.parallel.partition import Partition
 from tests.train import tiny
 
 pytestmark = pytest.mark.sharded
@@ -54,12 +56,35 @@ def assert_same_run(one, other):
     assert_close(state, state2)
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "2d"])
-def test_sharded_equals_unsharded(name, plain):
-    partition = tiny.shipped(name)
-    if name == "tensor":  # four heads
-        partition = dataclasses.replace(partition, mesh={"data": -1, "model": 4})
-    assert_same_run(plain, tiny.runner(tiny.job(partition), devices=8)(BATCHES))
+# The shipped layouts, with sizes that few devices and tiny shapes divide over.
+LAYOUTS = {
+    "data": {"data": -1},
+    "fsdp": {"fsdp": -1},
+    "tensor": {"data": -1, "model": 2},
+    "2d": {"fsdp": -1, "model": 2},
+    "hsdp": {"data": -1, "fsdp": 2},
+    "multi_slice": {"slice": 2, "fsdp": -1},
+}
+
+
+def test_every_shipped_layout_is_compared():
+    assert set(LAYOUTS) == {path.stem for path in (config.root() / "partition").glob("*.gin")}
+
+
+@functools.cache
+def three_steps(mesh: tuple, rules: tuple, devices: int):
+    return tiny.runner(tiny.job(Partition(dict(mesh), dict(rules))), devices)(BATCHES)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_sharded_equals_unsharded(name, devices, plain):
+    mesh = {axis: min(size, devices) for axis, size in LAYOUTS[name].items()}
+    layout = dataclasses.replace(tiny.shipped(name), mesh=mesh)
+    # On few devices several layouts are one and the same, which is compiled once.
+    sizes = tuple((axis, size) for axis, size in layout.sizes(devices).items() if size > 1)
+    rules = layout.table().over(layout.abstract(devices)).table
+    assert_same_run(plain, three_steps(sizes, rules, devices))
 
 
 def test_sharded_equals_unsharded_with_dropout():

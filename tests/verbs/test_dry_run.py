@@ -1,6 +1,5 @@
 """train --dry_run: the whole job described, for hardware that is not here; nothing is allocated or written."""
 
-import ast
 import math
 import re
 from pathlib import Path
@@ -73,7 +72,7 @@ def test_parameters_are_those_of_the_public_models(model, dry_run):
     assert sum(math.prod(shape) for shape, _, _ in rows(text).values()) == PUBLISHED[model]
 
 
-@pytest.mark.parametrize("partition", ["data", "fsdp", "tensor", "2d"])
+@pytest.mark.parametrize("partition", ["data", "fsdp", "tensor", "2d", "multi_slice"])
 def test_the_table_shows_each_devices_share(partition, dry_run):
     status, text = dry_run("t5_1_0_base", f"--gin_file=partition/{partition}.gin", "--topology=v5e:2x2")
     assert status == 0
@@ -101,6 +100,37 @@ def test_a_job_for_256_chips_is_checked_here(dry_run):
     assert "2048 rows of 512 + 114 tokens a batch" in text
     # An accelerator type says the same as the topology.
     assert dry_run("t5_1_1_xxl", "--topology=v5p-512", *flags)[1].replace("v5p-512:", "v5p:4x8x8:") == text
+
+
+def test_slices_are_joined_by_the_data_centre_network(dry_run):
+    """Every layout spreads over them; each holds a copy of the parameters."""
+    for layout, sizes in {
+        "multi_slice": {"slice": 4, "data": 1, "fsdp": 16, "model": 1},
+        "hsdp": {"slice": 4, "data": 2, "fsdp": 8, "model": 1},
+    }.items():
+        flags = [f"--gin_file=partition/{layout}.gin", "--topology=v5e:4x4", "--num_slices=4", "--gin.DATA_SHARDS=16"]
+        status, text = dry_run("t5_1_1_base", *flags)
+        assert status == 0
+        assert "On v5e:4x4 x 4 slices: 64 devices, 16 hosts of 4 chips\n" in text
+        assert mesh(text) == sizes
+        _, axes, mib = rows(text)["encoder/layers/mlp/wi_0/kernel"]
+        assert axes == [[], ["fsdp"], []]
+        assert mib == pytest.approx(4 * 12 * 768 * 2048 / sizes["fsdp"] / 2**20, abs=0.005)
+
+
+@pytest.mark.parametrize("topology, mesh, said", [
+    ("v5p:4x4x4", "{'data':-1,'fsdp':8}", "fsdp of size 8 takes part of a side .* whole sides: 4, 16, 64$"),
+    ("v5e:16x16", "{'data':-1,'fsdp':16,'model':4}", "model of size 4 takes part .* whole sides: 16, 256$"),
+    ("v5p:4x4x4", "{'data':-1,'fsdp':16}", None),
+    ("tpu7x:2x2x2", "{'data':-1,'fsdp':8}", None),
+])  # fmt: skip
+def test_an_axis_on_part_of_a_side_is_noted(topology, mesh, said, dry_run):
+    flags = ["--gin.DATA_SHARDS=64", "--gin.BATCH_SIZE=256", f"--gin.partition.Partition.mesh={mesh}"]
+    rules = "--gin.partition.Partition.rules={'batch':('data','fsdp'),'embed':'fsdp','mlp':'model'}"
+    status, text = dry_run("t5_1_1_base", *flags, rules, f"--topology={topology}")
+    assert status == 0
+    assert re.search(f"^note: mesh axis {said}" if said else r"\Z", text, re.MULTILINE)
+    assert ("takes part" in text) == bool(said)
 
 
 def test_two_devices_a_chip_where_jax_has_them(dry_run):
@@ -135,8 +165,14 @@ WRONG = {
     "--gin.BATCH_SIZE=16 --gin.DATA_SHARDS=3": r"BATCH_SIZE=16 does not divide by DATA_SHARDS=3\. .*BATCH_SIZE=24",
     "--topology=v5p:4x4x4": r"DATA_SHARDS=4 does not divide over 16 hosts\. .* --gin\.DATA_SHARDS=16",
     "--topology=v6e:8x8 --gin.DATA_SHARDS=16 --gin.BATCH_SIZE=32": r"BATCH_SIZE=32 does not divide over 64 devices",
-    "--gin.partition.Partition.mesh={'data':3}": r"a mesh of data=3 does not fit 8 devices\. .* Partition\.mesh",
-    "--gin.partition.Partition.mesh={'data':-1,'model':3}": r"does not fit 8 devices\. Its fixed sizes multiply to 3\.",
+    "--gin.partition.Partition.mesh={'data':3}":
+        r"mesh axis data of size 3 does not fit 8 devices\. The mesh data=3 multiplies to 3\. .* with data=8, the near",
+    "--gin.partition.Partition.mesh={'data':-1,'model':3}":
+        r"mesh axis model of size 3 does not fit 8 devices\. .* multiply to 3\. .*\.mesh with model=4, the nearest",
+    "--gin_file=partition/hsdp.gin --topology=v5e:2x2":
+        r"mesh axis fsdp of size 8 does not fit 4 devices\. .* with fsdp=4, the nearest that fits",
+    "--gin.partition.Partition.mesh={'slice':2,'data':-1} --topology=v5e:2x2 --num_slices=4":
+        r"mesh axis slice of size 2 does not fit 4 slices\. .* Set slice to 4 in --gin\.partition",
     "--gin_file=partition/tensor.gin": r"axis heads of size 6 .* model = 8\. .* multiply to 2",
     "--gin.partition.Partition.rules={'bacth':'data'}":
         r"bacth in Partition\.rules is no logical axis\. Nearest: batch",
@@ -166,17 +202,3 @@ def test_the_examples_fit_the_slices_that_they_name(example, capfd):
     printed = capfd.readouterr().out
     assert "2048 rows of 512 + 114 tokens a batch" in printed
     assert re.search(r"Expected, as --dry_run counts: (.* a device)\.", header)[1] in printed
-
-
-@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "gin/examples").glob("c4_*.gin")))
-def test_the_examples_meshes_can_be_laid_on_their_slices(example):
-    """A mesh axis must be a product of sides of the torus, which the abstract mesh of --dry_run does not know."""
-    pytest.importorskip("libtpu", reason="only libtpu knows the devices of a slice that is not here")
-    from jax.experimental import topologies
-
-    from t5x_lite.parallel.partition import Partition
-
-    text = (ROOT / "gin/examples" / example).read_text()
-    sizes = ast.literal_eval(re.search(r"Partition\.mesh = (.*)", text)[1])
-    slice_of = topologies.get_topology_desc(platform="tpu", topology_name=re.search(r"--topology=(\S+)", text)[1])
-    assert Partition(sizes, {}).build(slice_of.devices).shape["fsdp"] == sizes["fsdp"]
