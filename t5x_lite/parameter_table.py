@@ -6,6 +6,8 @@ import jax
 
 from t5x_lite.program import Program
 
+# Of the names of a group, in characters: longer ones are counted.
+_WIDTH = 40
 _TITLE = ("parameter", "shape", "sharding", "MiB a device")
 
 
@@ -26,7 +28,8 @@ def lines(program: Program, grouped: bool) -> list[str]:
     rows = [_TITLE]
     for key, names in groups.items():
         above, last, shape, spec = key[0], key[1], *key[-2:]
-        own = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+        alike = names if len(",".join(names)) < _WIDTH else (names[0], f"+{len(names) - 1}")
+        own = names[0] if len(names) == 1 else f"{{{','.join(alike)}}}"
         cut = ", ".join(str(axes) if axes else "-" for axes in spec)
         rows.append(
             ("/".join(filter(None, (above, own, last))), "x".join(map(str, shape)), cut, f"{total[key] / 2**20:,.2f}")
