@@ -1,5 +1,6 @@
 """The table of parameters, of a tiny job on a mesh of no devices."""
 
+import math
 import re
 
 import jax
@@ -31,9 +32,7 @@ def test_a_group_is_what_one_module_has_alike(laid):
 @pytest.mark.parametrize("grouped", [True, False])
 def test_its_bytes_are_those_of_the_shards(laid, grouped):
     def share(leaf):
-        cut = {"fsdp": 4, "model": 2}
-        parts = [cut[axis] for axes in leaf.sharding.spec for axis in axes or ()]
-        return 4 * leaf.size / (parts[0] if parts else 1) / (parts[1] if len(parts) > 1 else 1)
+        return 4 * leaf.size / math.prod({"fsdp": 4, "model": 2}.get(axis, 1) for axis in leaf.sharding.spec)
 
     wanted = sum(map(share, jax.tree.leaves(laid.params)))
     assert parameter_table.bytes_a_device(laid.params) == wanted
