@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 
-from t5x_lite import __version__
+from t5x_lite import __version__, cli_tpu
 from t5x_lite.errors import Preempted, RunError, UserError, nearest
 
 CHECKPOINT_HELP = "model directory, with @STEP, @latest or @best for one of its checkpoints"
@@ -157,6 +157,12 @@ def parser() -> argparse.ArgumentParser:
 
     _add_tasks(verbs)
 
+    tpu = verbs.add_parser("tpu", help="launch jobs on Cloud TPU and look after them", allow_abbrev=False)
+    tpu.set_defaults(verb="tpu")
+    cli_tpu.add(
+        tpu.add_subparsers(title="actions", metavar="ACTION", parser_class=_VerbParser, required=True), _verb, _seconds
+    )
+
     report = _verb(verbs, "report", "report", "write MODEL_DIR/report.html, one self-contained page")
     report.add_argument("model_dir", type=_path, metavar="MODEL_DIR")
 
@@ -294,7 +300,7 @@ def _add_tasks(verbs) -> None:
         "--shards", type=_count, metavar="N", help="files of a split; default: as the source, at least 16"
     )
     cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
-    cache.set_defaults(beam=())
+    cache.set_defaults(behind=())
 
 
 def _add_convert(verbs) -> None:
@@ -341,19 +347,20 @@ def _take_behind(words: list[str]) -> tuple[list[str], list[str]]:
 
 def run(argv: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
-    show_traceback = "--traceback" in argv
+    show_traceback = "--traceback" in _take_behind(argv)[0]
     _quiet(show_traceback)
     try:
-        words, bindings = _take_gin(argv)
+        # What stands behind -- is another program's.
+        words, behind = _take_behind(argv)
+        words, bindings = _take_gin(words)
         if not words:
             parser().print_help()
             return 0
-        words, behind = _take_behind(words)
         args = parser().parse_args(words)
         if behind:
-            if not hasattr(args, "beam"):
+            if not hasattr(args, "behind"):
                 raise UserError("-- is given", f"the verb {words[0]} passes nothing on", "leave out what follows it")
-            args.beam = behind
+            args.behind = behind
         if bindings and not hasattr(args, "gin_file"):
             raise UserError(f"--gin.{bindings[0]} is given", f"the verb {words[0]} reads no gin files", "leave it out")
         args.gin = bindings

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "train": {"errors", "data", "parallel"},
     "interop": {"errors", "model", "parallel"},
     "tasks": {"errors", "cache"},
-    "tpu": {"errors"},
+    "tpu": {"errors", "cache"},
     "errors": set(),
     "config": {"errors", "paths"},
     "paths": set(),
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "program": {"errors", "job", "model", "parallel", "data", "train"},
     "parameter_table": {"program"},
     "model_dir": {"errors", "config", "job", "program", "output", "parallel", "train"},
-    "cli": {"errors"},
+    "cli": {"errors", "cli_tpu"},
+    "cli_tpu": set(),
     "verbs": {
         "errors", "config", "job", "program", "output", "task_metrics", "model_dir", "task", "validation",
         "resumable", "interruption", "progress", "completion", "parameter_table",

@@ -1,4 +1,4 @@
-"""Cloud TPU hardware: what a slice is called, and what to ask for. Needs the standard library only."""
+"""Jobs on Cloud TPU: what a slice is called, and launching onto it. Needs the standard library and gcloud only."""
 
 if __name__ != "t5x_lite.tpu":
     # One name for one package, as for t5x_lite.tasks.

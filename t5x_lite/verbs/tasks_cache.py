@@ -47,7 +47,7 @@ def main(args) -> None:
     for task, splits in chosen:
         _check(task, data, _place(args.output, task), splits)
     for task, splits in chosen:
-        cache(task, data, _place(args.output, task), splits, args.shards, args.beam)
+        cache(task, data, _place(args.output, task), splits, args.shards, args.behind)
 
 
 def _place(folder: str, task) -> epath.Path:

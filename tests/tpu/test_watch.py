@@ -1,0 +1,230 @@
+"""Watching a job to its end on a Cloud TPU that does everything that one does."""
+
+import random
+
+import pytest
+
+from t5x_lite.errors import RunError, UserError
+from t5x_lite.tpu import gcloud
+from t5x_lite.tpu.gcloud import GcloudError
+from t5x_lite.tpu.plan import ENDS, next_action
+from t5x_lite.tpu.watch import act, ended, look, read_job, watch
+
+
+def nothing_left(cloud):
+    return not cloud.state["resources"] and not cloud.state["nodes"] and cloud.state["most_live"] <= 1
+
+
+def kinds(cloud):
+    """What the job's commands were, without those that only look."""
+    words = [call[3] if call[0] == "compute" else call[1] for call in cloud.state["calls"]]
+    return [word for word in words if word in ("create", "delete")]
+
+
+def zones(cloud):
+    return [
+        word.removeprefix("--zone=")
+        for call in cloud.state["calls"] if call[3:4] == ["create"]
+        for word in call if word.startswith("--zone=")
+    ]  # fmt: skip
+
+
+WAITED = ["ACCEPTED", *["WAITING_FOR_RESOURCES"] * 300, "PROVISIONING", "ACTIVE*", "ACTIVE!done"]
+STOCKOUT = "FAILED=There is no more capacity in the zone \"us-west4-a\""
+RUNS = ["ACTIVE*", "ACTIVE*", "ACTIVE!done"]
+
+# One list of states for each creation in turn; how often machines are then asked for.
+SCENARIOS = {
+    "waits for hours": ([WAITED], 1),
+    "preempted while it runs": ([["ACTIVE*", "SUSPENDING", "SUSPENDED"], RUNS], 2),
+    "preempted while it is provisioned": ([["PROVISIONING", "SUSPENDED"], RUNS], 2),
+    "preempted while it waits": ([["WAITING_FOR_RESOURCES", "SUSPENDED"], RUNS], 2),
+    "preempted at once": ([["SUSPENDED"], ["SUSPENDING", "SUSPENDED"], RUNS], 3),
+    "the VM says PREEMPTED, the request ACTIVE": ([["ACTIVE*", "ACTIVE/PREEMPTED"], RUNS], 2),
+    "the VM is gone, the request ACTIVE": ([["ACTIVE*", "ACTIVE/"], RUNS], 2),
+    "PREEMPTED is never shown": ([["ACTIVE*", "ACTIVE"], RUNS], 2),
+    "somebody deletes it": ([["ACTIVE*", "DELETING", "DELETING", "ACTIVE*"], RUNS], 1),
+    "no capacity": ([[STOCKOUT], [STOCKOUT], RUNS], 3),
+    "waited too long": ([["WAITING_FOR_RESOURCES", "FAILED=the valid until time has expired"], RUNS], 2),
+    "it fails without a reason": ([["FAILED"], RUNS], 2),
+    "a state that nobody knows": ([["HIBERNATING", "STATE_UNSPECIFIED", *RUNS]], 1),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_it_ends_and_nothing_is_left(name, cloud, launched):
+    cloud.state["futures"], created = SCENARIOS[name]
+    said = []
+    job = launched()
+    assert watch(job, said.append).kind == "done"
+    assert cloud.state["created"] == created, said
+    assert nothing_left(cloud)
+    # Whatever held quota was deleted before anything was created.
+    assert kinds(cloud) == ["create", "delete"] * created
+    # Looking again changes nothing.
+    calls = len(kinds(cloud))
+    assert watch(job, said.append).kind == "done" and len(kinds(cloud)) == calls
+
+
+def test_zones_are_tried_in_turn(cloud, launched):
+    cloud.state["futures"] = [[STOCKOUT], ["WAITING_FOR_RESOURCES", "FAILED=expired"], [STOCKOUT], RUNS]
+    assert watch(launched(zone="us-west4-a,us-west1-c"), lambda text: None).kind == "done"
+    assert zones(cloud) == ["us-west4-a", "us-west1-c", "us-west4-a", "us-west1-c"]
+    assert nothing_left(cloud)
+    [create, *_] = [call for call in cloud.state["calls"] if call[3:4] == ["create"]]
+    assert "--valid-until-duration=3600s" in create
+
+
+def test_no_capacity_already_at_creation(cloud, launched):
+    full = {"match": "create .*us-west4-a", "times": 2, "stderr": "ERROR: Insufficient capacity. [EID: 0x7]"}
+    cloud.state["faults"], cloud.state["futures"] = [full], [RUNS]
+    said = []
+    assert watch(launched(zone="us-west4-a,us-west1-c"), said.append).kind == "done"
+    assert zones(cloud) == ["us-west4-a", "us-west1-c"]
+    assert any("us-west4-a has no capacity, next is us-west1-c" in line for line in said)
+
+
+def test_preempted_spot_capacity_is_asked_for_where_it_was(cloud, launched):
+    cloud.state["futures"] = [["ACTIVE*", "SUSPENDED"], RUNS]
+    watch(launched(zone="us-west4-a,us-west1-c", spot=True), lambda text: None)
+    assert zones(cloud) == ["us-west4-a", "us-west4-a"]
+
+
+def test_several_slices_live_and_die_together(cloud, launched):
+    cloud.state["futures"] = [["ACTIVE*", "ACTIVE/PREEMPTED"], RUNS]
+    assert watch(launched(num_slices=3), lambda text: None).kind == "done"
+    [create, *_] = [call for call in cloud.state["calls"] if call[3:4] == ["create"]]
+    assert {"--node-count=3", "--node-prefix=small"} <= set(create)
+    assert nothing_left(cloud)
+
+
+@pytest.mark.parametrize("error, words", [
+    ("ERROR: Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0 in region",
+     ["TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI", "tpu gc", "iam-admin/quotas"]),
+    ("ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", ["tpu.nodes.create", "roles/tpu.admin"]),
+    ("ERROR: You do not currently have an active account selected.", ["gcloud auth login"]),
+    ("ERROR: Cloud TPU API has not been used in project 1 before or it is disabled.", ["gcloud services enable"]),
+])  # fmt: skip
+def test_what_does_not_go_away_is_said_with_its_remedy(error, words, cloud, launched):
+    cloud.state["faults"] = [{"match": "queued-resources create", "times": 99, "stderr": error}]
+    with pytest.raises(RunError) as raised:
+        watch(launched(), lambda text: None)
+    assert all(word in str(raised.value) for word in words)
+    assert nothing_left(cloud)
+
+
+def test_quota_that_is_given_back_late(cloud, launched):
+    quota = {"match": "queued-resources create", "times": 5, "stderr": "ERROR: Quota limit 'X' has been exceeded."}
+    cloud.state["faults"], cloud.state["futures"] = [quota], [RUNS]
+    assert watch(launched(), lambda text: None).kind == "done"
+
+
+@pytest.mark.parametrize("fault", [
+    {"status": -9, "after": True},
+    {"status": -9},
+    {"status": 0, "stdout": "{not json"},
+    {"status": 0, "stdout": ""},
+    {"status": 0, "stdout": "[1, 2"},
+    {"stderr": "ERROR: RATE_LIMIT_EXCEEDED: Quota exceeded for quota metric 'requests' per minute"},
+    {"stderr": "ERROR: 503 The service is currently unavailable."},
+    {"stderr": "ERROR: gcloud crashed (ConnectionError): Connection aborted"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("command", ["create", "delete", "describe", "tpu-vm list", "objects list", "cp", "cat"])
+def test_commands_that_are_killed_or_answer_nonsense(command, fault, cloud, launched):
+    """Once in a while, and for a quarter of an hour."""
+    job = launched()
+    if command in ("create", "delete", "cp") and "stdout" in fault:
+        return  # nothing of their answers is read
+    cloud.state["faults"] = [{"match": command, "times": times} | fault for times in (1, 12)]
+    cloud.state["futures"] = [["ACTIVE*", "SUSPENDED"], RUNS]
+    said = []
+    assert watch(job, said.append).kind == "done", said
+    assert cloud.state["created"] == 2 and nothing_left(cloud)
+
+
+def test_hours_end_a_job_that_waits_for_ever(cloud, launched, clock):
+    cloud.state["futures"] = [["WAITING_FOR_RESOURCES"]]
+    job = launched(max_hours=2)
+    began = clock()
+    action = watch(job, lambda text: None)
+    assert action.kind == "failed" and "max_hours" in action.why
+    assert 2 * 3600 <= clock() - began < 2 * 3600 + 600
+    assert nothing_left(cloud)
+    with pytest.raises(RunError, match="max_hours"):
+        ended(action, job.job)
+
+
+def test_a_name_that_is_taken_by_others(cloud, launched):
+    job = launched()
+    words = ["gcloud", "compute", "tpus", "queued-resources", "create", "small", "--zone=us-west4-a", "--project=my-project"]
+    kind = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=small", "--labels=a=b"]
+    assert cloud([*words, *kind])[0] == 0
+    action = watch(job, lambda text: None)
+    assert action.kind == "failed" and "is not of t5x_lite" in action.why
+    assert list(cloud.state["resources"]) == ["us-west4-a/small"]
+
+
+def test_a_job_is_read_back(cloud, launched):
+    job = launched()
+    assert read_job(job.job.url)[0] == job
+    with pytest.raises(UserError, match="there is no job at"):
+        read_job("gs://my-bucket/t5x_lite/other")
+    cloud.put("gs://my-bucket/t5x_lite/other/job.json", cloud.get(f"{job.job.url}/job.json"))
+    with pytest.raises(UserError, match="is of another job"):
+        read_job("gs://my-bucket/t5x_lite/other")
+
+
+def future(rng):
+    """States of one queued resource, in an order that need make no sense; in the end it runs or goes."""
+    states = [
+        "CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE*", "ACTIVE", "ACTIVE/", "SUSPENDING",
+        "ACTIVE/PREEMPTED", "ACTIVE/TERMINATED", "ACTIVE/REPAIRING", "HIBERNATING", "STATE_UNSPECIFIED", "DELETING",
+    ]  # fmt: skip
+    ends = ["SUSPENDED", STOCKOUT, "FAILED", "FAILED=Internal error", "ACTIVE", "ACTIVE!done", "ACTIVE!failed"]
+    return rng.choices(states, k=rng.randint(0, 6)) + [rng.choice(ends)]
+
+
+def step(job, clock, rng):
+    """One watcher's step, as a generator that stops between any two of its commands' groups."""
+    found = look(job, clock())
+    yield
+    action = next_action(found.seen)
+    if action.kind not in ENDS:
+        act(job, found, action)
+    yield action.kind
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_number_of_watchers_over_any_states(seed, cloud, launched, clock):
+    """Whatever comes, and whoever dies between two commands: it ends, with at most one live resource, and none left."""
+    rng = random.Random(seed)
+    cloud.state["futures"] = [future(rng) for _ in range(40)]
+    cloud.state["deleting_looks"] = rng.randint(0, 3)
+    cloud.state["faults"] = [
+        {"match": rng.choice(["create", "delete", "describe", "cp", "cat", "list"]), "times": 1, "status": -9,
+         "after": rng.random() < 0.5}
+        for _ in range(rng.randint(0, 6))
+    ]  # fmt: skip
+    job = launched(zone=rng.choice(["us-west4-a", "us-west4-a,us-west1-c,us-east1-c"]), max_hours=200)
+    watchers: list = [None] * rng.randint(1, 3)
+    over = False
+    for _ in range(20000):
+        k = rng.randrange(len(watchers))
+        watchers[k] = watchers[k] or step(job, clock, rng)
+        try:
+            kind = next(watchers[k], "next")
+        except GcloudError as error:
+            assert error.kind in gcloud.TRANSIENT
+            kind = "next"
+        if kind is not None or rng.random() < 0.05:  # its step is over, or it dies
+            watchers[k] = None
+        clock.now += rng.choice([1, 60, 600])
+        if kind in ENDS:
+            over = True
+            break
+    assert over
+    # Those that are still between two commands end their steps, and one more looks.
+    for watcher in filter(None, watchers):
+        list(watcher)
+    assert watch(job, lambda text: None).kind in ENDS
+    assert nothing_left(cloud)

@@ -1,0 +1,89 @@
+"""What is known of a job, and of all jobs of a project, as lines."""
+
+import json
+import time
+from collections.abc import Iterator
+
+from t5x_lite.tpu import record, request, spec
+from t5x_lite.tpu.gcloud import GcloudError
+from t5x_lite.tpu.plan import next_action
+from t5x_lite.tpu.watch import Launched, look
+
+
+def lines(launched: Launched, tpu: str | None, now: float) -> Iterator[str]:
+    """A job: what was asked for, what there is, who reports, what is next.
+
+    Raises:
+      GcloudError: something cannot be looked at.
+    """
+    job = launched.job
+    kind = "spot" if job.spot else "reserved" if job.reserved else "on demand"
+    slices = f"{job.num_slices} x {job.accelerator}, {len(job.workers)} hosts"
+    yield f"job       {job.name}: {slices}, {kind}, {job.zone}, {job.project}"
+    yield f"launched  {_time(launched.launched)}" + (
+        f", ends at {_time(launched.deadline)} at the latest" if launched.deadline else ""
+    )
+    found = look(launched, now)
+    seen = found.seen
+    if tpu:
+        yield f"tpu       {tpu}"
+    elif seen.claim:
+        yield f"attempt   {seen.claim.attempt} in {seen.claim.zone}"
+    for resource in seen.resources:
+        whose = f"attempt {resource.attempt}" if resource.attempt is not None else "not ours"
+        error = f": {resource.error}" if resource.error else ""
+        yield f"resource  {resource.zone}: {resource.state}, {whose}{error}"
+    for node in seen.nodes:
+        yield f"tpu vm    {node.zone}: {node.name} {node.state}"
+    for worker, beat in zip(job.workers, seen.beats):
+        yield f"worker    {_worker(launched, worker, beat, now)}"
+    if seen.outcome:
+        yield f"ended     {seen.outcome.result}" + (f": {seen.outcome.why}" if seen.outcome.why else "")
+    if not tpu:
+        action = next_action(seen)
+        yield f"next      {action.kind}" + (f": {action.why}" if action.why else "")
+
+
+def _worker(launched: Launched, worker: str, beat: float, now: float) -> str:
+    if not beat:
+        return f"{worker}: nothing heard yet"
+    ago = f"{max(0, now - beat):.0f} s ago"
+    try:
+        told = record.read(f"{launched.job.url}/heartbeat/{worker}") or {}
+    except GcloudError:
+        told = {}
+    if told.get("launched") != launched.launched:
+        return f"{worker}: {ago}, of an earlier launch"
+    return f"{worker}: {told.get('state')}, {told.get('restarts')} restarts, last exit {told.get('last_exit')}, {ago}"
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def rows(zones: tuple[str, ...], project: str) -> Iterator[tuple[str, ...]]:
+    """Every queued resource of ours: job, zone, state, accelerator, the job's folder.
+
+    Raises:
+      GcloudError: a zone cannot be listed.
+    """
+    for zone in zones:
+        for found in request.listed("queued-resources", zone, project):
+            specs = (found.get("tpu") or {}).get("nodeSpec") or [{}]
+            accelerator = (specs[0].get("node") or {}).get("acceleratorType", "")
+            job = request.labels_of(found).get(spec.JOB_LABEL, "")
+            yield job, zone, request.as_resource(found, zone).state, accelerator, request.job_url_of(found) or ""
+
+
+def log_parts(url: str, worker: str) -> list[str]:
+    """The addresses of the parts of a worker's log, in order.
+
+    Raises:
+      GcloudError: they cannot be listed.
+    """
+    return sorted(record.listing(f"{url}/logs/{worker}/*"))
+
+
+def as_json(values: dict) -> str:
+    """A record to read."""
+    return json.dumps(values, indent=1, sort_keys=True)

@@ -1,0 +1,230 @@
+"""Looks at a job and takes its next step, again and again. It keeps nothing: any number may run, anywhere, any time."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from t5x_lite.errors import RunError, UserError
+from t5x_lite.tpu import gcloud, record, request, spec
+from t5x_lite.tpu.gcloud import GcloudError
+from t5x_lite.tpu.plan import ENDS, Action, Claim, Node, Outcome, Resource, Seen, next_action, next_zone
+from t5x_lite.tpu.spec import JobSpec
+
+# Looks. A quota is given back some time after what held it is gone.
+_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A job as its bucket has it. `launched`: when, in Unix seconds."""
+
+    job: JobSpec
+    launched: float
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self.job.max_hours is None else self.launched + self.job.max_hours * 3600
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen, and the generations of the records it was seen in ("0": there is none)."""
+
+    seen: Seen
+    claim: str = "0"
+    exit: str = "0"
+
+
+def read_job(url: str) -> tuple[Launched, dict]:
+    """The job of a folder in the bucket, and its whole record.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    try:
+        values = record.read(f"{url}/job.json")
+    except GcloudError as error:
+        raise error.as_run_error("nothing has been changed") from error
+    bucket, _, name = url.rpartition("/t5x_lite/")
+    if values is None:
+        raise UserError(f"there is no job at {url}", "nothing was launched there", "correct --name or --bucket")
+    job = spec.from_json(values)
+    if (job.name, job.bucket) != (name, bucket) or not isinstance(values.get("launched"), int | float):
+        raise UserError(f"{url}/job.json is of another job", f"it is of {job.url}", "correct --name or --bucket")
+    return Launched(job, values["launched"]), values
+
+
+def look(launched: Launched, now: float) -> Look:
+    """Everything that the next step depends on.
+
+    Raises:
+      GcloudError: something cannot be looked at.
+    """
+    job = launched.job
+    objects = record.listing(f"{job.url}/*", f"{job.url}/heartbeat/*")
+    claim_at, exit_at = (objects.get(f"{job.url}/{name}", ("0", 0.0))[0] for name in ("claim.json", "exit.json"))
+    claim = record.read(f"{job.url}/claim.json") if claim_at != "0" else None
+    ended = record.read(f"{job.url}/exit.json") if exit_at != "0" else None
+    found: list[Resource] = request.resources(job.name, job.zones, job.project)
+    nodes: list[Node] = [n for zone in job.zones for n in request.nodes(job.name, zone, job.project)]
+    beats = tuple(objects.get(f"{job.url}/heartbeat/{worker}", ("", 0.0))[1] for worker in job.workers)
+    seen = Seen(
+        now=now,
+        zones=job.zones,
+        slices=job.num_slices,
+        outcome=_outcome(ended, launched.launched),
+        deadline=launched.deadline,
+        claim=_claim(claim, launched.launched),
+        last_attempt=_attempt(claim),
+        resources=tuple(found),
+        nodes=tuple(nodes),
+        beats=beats,
+    )
+    return Look(seen, claim_at, exit_at)
+
+
+def _attempt(claim: dict | None) -> int:
+    attempt = (claim or {}).get("attempt")
+    return attempt if isinstance(attempt, int) else 0
+
+
+def _claim(values: dict | None, launched: float) -> Claim | None:
+    """The claim, if it is of this launch."""
+    if values is None or values.get("launched") != launched or not isinstance(values.get("zone"), str):
+        return None
+    fruitless = values.get("fruitless")
+    return Claim(values["zone"], _attempt(values), fruitless if isinstance(fruitless, int) else 0)
+
+
+def _outcome(values: dict | None, launched: float) -> Outcome | None:
+    if values is None or values.get("launched") != launched or values.get("result") not in ENDS:
+        return None
+    return Outcome(values["result"], str(values.get("why") or ""))
+
+
+def act(launched: Launched, found: Look, action: Action) -> str | None:
+    """Takes one step. Returns what came in between, if something did: the next look sees it.
+
+    Raises:
+      GcloudError: the command failed.
+    """
+    job = launched.job
+    if action.kind == "claim":
+        return None if _write_claim(launched, found, action.claim) else "another watcher was faster"
+    if action.kind == "give_up":
+        return None if write_outcome(launched, found, Outcome("failed", action.why)) else "it has ended meanwhile"
+    if action.kind in ("delete", "delete_node"):
+        return _delete(job, action)
+    if action.kind == "create":
+        return _create(launched, found, action)
+    return None
+
+
+def _write_claim(launched: Launched, found: Look, claim: Claim) -> bool:
+    values = {
+        "launched": launched.launched, "zone": claim.zone, "attempt": claim.attempt, "fruitless": claim.fruitless,
+    }  # fmt: skip
+    return record.write(f"{launched.job.url}/claim.json", values, found.claim)
+
+
+def write_outcome(launched: Launched, found: Look, outcome: Outcome) -> bool:
+    """Records how the job ended; False where something else was recorded meanwhile."""
+    values = {"launched": launched.launched, "result": outcome.result, "why": outcome.why}
+    return record.write(f"{launched.job.url}/exit.json", values, found.exit)
+
+
+def _delete(job: JobSpec, action: Action) -> None:
+    words = (
+        request.delete_words(job.name, action.zone, job.project)
+        if action.kind == "delete"
+        else request.delete_node_words(action.node, action.zone, job.project)
+    )
+    try:
+        gcloud.run(words)
+    except GcloudError as error:
+        if error.kind != "notfound":  # somebody else was faster
+            raise
+
+
+def _create(launched: Launched, found: Look, action: Action) -> str | None:
+    job, seen = launched.job, found.seen
+    # Whoever paused since it looked may not create what another watcher has moved on from.
+    if record.listing(f"{job.url}/claim.json").get(f"{job.url}/claim.json", ("0", 0.0))[0] != found.claim:
+        return "the claim has moved meanwhile"
+    left = None if launched.deadline is None else launched.deadline - seen.now
+    try:
+        gcloud.run(request.create_words(job, action.zone, seen.claim.attempt, left))
+    except GcloudError as error:
+        if error.kind == "exists":
+            return "it is there already"
+        if error.kind != "stockout":
+            raise
+        zone = next_zone(seen.zones, action.zone)
+        _write_claim(launched, found, Claim(zone, seen.last_attempt + 1))
+        return f"{action.zone} has no capacity, next is {zone}: {error.said}"
+    return None
+
+
+def watch(
+    launched: Launched,
+    say: Callable[[str], None],
+    poll_seconds: float = 60,
+    until: tuple[str, ...] = ENDS,
+    patience: int = _PATIENCE,
+    clock: Callable[[], float] = time.time,
+) -> Action:
+    """Takes steps until the job has ended and nothing of it is left, or until a step of a kind in `until` is taken.
+
+    Args:
+      launched: the job.
+      say: takes a line whenever something is new.
+      poll_seconds: between looks, while there is nothing to do but wait.
+      until: kinds of steps.
+      patience: how often in a row a command may be refused for want of quota, or for no known reason.
+
+    Returns:
+      The last step.
+
+    Raises:
+      RunError: a command fails in a way that does not go away by itself.
+    """
+    said, refusals = None, 0
+    while True:
+        action = None
+        try:
+            found = look(launched, clock())
+            action = next_action(found.seen)
+            text = f"{action.kind}: {action.why}" if action.why else action.kind
+            if text != said:
+                say(text)
+                said = text
+            if action.kind in ENDS:
+                return action
+            between = act(launched, found, action)
+            refusals = 0
+            if between:
+                say(between)
+            if action.kind in until:
+                return action
+        except GcloudError as error:
+            refusals += error.kind not in gcloud.TRANSIENT
+            if error.kind not in (*gcloud.TRANSIENT, "quota", "unknown") or refusals >= patience:
+                raise error.as_run_error(f"{launched.job.url} has all that is known of the job") from error
+            say(f"{gcloud.shown(error.words[:5])}: {error.kind}: {error.said}")
+            between = error.said
+        if action is None or action.kind == "wait" or between:
+            time.sleep(poll_seconds)
+
+
+def ended(action: Action, job: JobSpec) -> None:
+    """Says how a job ended that was watched to its end.
+
+    Raises:
+      RunError: it failed.
+    """
+    if action.kind == "failed":
+        raise RunError(
+            f"the job {job.name} failed: {action.why}",
+            "its machines are gone; its checkpoints and logs are in the bucket",
+            f"read t5x_lite tpu logs --name={job.name} --bucket={job.bucket}, then launch it again under the same name",
+        )
