@@ -51,6 +51,7 @@ _FIXES = {
     "roles/iam.serviceAccountUser of the VMs' service account, and run the same command again",
     "quota": "Delete what holds it (t5x_lite tpu gc), or ask for more of the quota that it names on "
     "console.cloud.google.com/iam-admin/quotas, and run the same command again",
+    "notfound": "Correct the name; a bucket is made by: gcloud storage buckets create gs://BUCKET --location=REGION",
     "stockout": "Wait, or give more zones with --zone=A,B or another --accelerator",
 }
 

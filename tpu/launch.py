@@ -100,7 +100,7 @@ def publish(prepared: Prepared, now: float, tpu: str | None = None) -> Launched:
     return Launched(job, launched)
 
 
-def start(launched: Launched, say: Callable[[str], None], poll_seconds: float, clock=time.time) -> None:
+def start(launched: Launched, say: Callable[[str], None], poll_seconds: float) -> None:
     """Queues the first attempt; if Cloud TPU refuses it, the launch is over and may be made anew.
 
     Raises:
@@ -108,11 +108,11 @@ def start(launched: Launched, say: Callable[[str], None], poll_seconds: float, c
     """
     try:
         until = ("create", "wait", *ENDS)
-        last = watch(launched, say, poll_seconds, until, patience=1, clock=clock)
+        last = watch(launched, say, poll_seconds, until, patience=1)
     except RunError as error:
         why = str(error).replace("\n", " ")
         try:
-            write_outcome(launched, look(launched, clock()), Outcome("failed", f"it was refused at launch: {why}"))
+            write_outcome(launched, look(launched, time.time()), Outcome("failed", f"it was refused at launch: {why}"))
         except GcloudError:
             pass  # what refused the creation may refuse this too; the same command goes on either way
         raise

@@ -160,7 +160,8 @@ def _of_current(seen: Seen, current: Resource) -> Action:
         return _again(seen, f"{lost.name} is {lost.state}")
     if len(nodes) < seen.slices:
         return _again(seen, f"{where}, with {len(nodes)} of {seen.slices} TPU VMs")
-    began = max(current.created, *(n.created for n in nodes))
+    # Where nobody says when it began, it is not judged by the time since.
+    began = max(current.created, *(n.created for n in nodes)) or seen.now
     quiet = seen.now - max(began, min(seen.beats, default=0))
     if quiet <= STALE:
         return Action("wait", f"{where}, {sum(b > began for b in seen.beats)} of {len(seen.beats)} workers reporting")

@@ -32,7 +32,7 @@ def listing(*urls: str) -> dict[str, tuple[str, float]]:
     try:
         entries = gcloud.read_json(["gcloud", "storage", "objects", "list", *urls], list)
     except GcloudError as error:
-        if error.kind == "notfound" and "bucket" not in error.said.lower():
+        if error.kind == "notfound" and not _has_no_bucket(error):
             return {}
         raise
     for entry in entries:
@@ -44,10 +44,15 @@ def listing(*urls: str) -> dict[str, tuple[str, float]]:
     return found
 
 
+def _has_no_bucket(error: GcloudError) -> bool:
+    """Whether it is not the object alone that is missing."""
+    return bool(re.search(r"specified bucket|bucket does not exist|gs://[^/\s]+/? not found", error.said))
+
+
 def seconds(text) -> float:
     """Unix seconds of a time as Google writes it; 0 where it is none."""
     # Nanoseconds are more than Python reads, and gcloud writes +0000.
-    text = re.sub(r"(\.\d+)?(Z|\+00:?00)?$", "+00:00", str(text or ""))
+    text = re.sub(r"(\.\d+)?(Z|\+00:?00)?$", "+00:00", str(text or ""), count=1)
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -63,7 +68,7 @@ def read(url: str) -> dict | None:
     try:
         return gcloud.read_json_text(["gcloud", "storage", "cat", url], dict)
     except GcloudError as error:
-        if error.kind == "notfound" and "bucket" not in error.said.lower():
+        if error.kind == "notfound" and not _has_no_bucket(error):
             return None
         raise
 
@@ -74,14 +79,15 @@ def write(url: str, value: dict, generation: str = "0") -> bool:
     Raises:
       GcloudError: it cannot be written.
     """
-    path = keep((json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), url.rpartition("/")[2])
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    path = keep(text.encode(), url.rpartition("/")[2])
     try:
         gcloud.run(write_words(str(path), url, generation))
     except GcloudError as error:
         if error.kind != "precondition":
             raise
         # A write whose answer was lost is refused when it is tried again.
-        return read(url) == value
+        return read(url) == json.loads(text)
     return True
 
 

@@ -171,7 +171,6 @@ def watch(
     poll_seconds: float = 60,
     until: tuple[str, ...] = ENDS,
     patience: int = _PATIENCE,
-    clock: Callable[[], float] = time.time,
 ) -> Action:
     """Takes steps until the job has ended and nothing of it is left, or until a step of a kind in `until` is taken.
 
@@ -192,7 +191,7 @@ def watch(
     while True:
         action = None
         try:
-            found = look(launched, clock())
+            found = look(launched, time.time())
             action = next_action(found.seen)
             text = f"{action.kind}: {action.why}" if action.why else action.kind
             if text != said:

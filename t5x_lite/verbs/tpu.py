@@ -54,7 +54,7 @@ def _launch(args) -> None:
     now = time.time()
     if args.dry_run:
         gcloud.call = launch.Rehearsal()
-        launch.start(launch.publish(prepared, now), lambda text: None, args.poll_seconds, clock=lambda: now)
+        launch.start(launch.publish(prepared, now), lambda text: None, args.poll_seconds)
         return
     launched = launch.publish(prepared, now)
     launch.start(launched, say, args.poll_seconds)

@@ -36,6 +36,7 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr(time, "time", clock)
     return clock
 
 

@@ -6,7 +6,7 @@ the folder FAKE_GCLOUD, or in memory. A test writes what is to happen:
 
 - futures: one list of states for each creation in turn. Each describe of the resource takes it one state further. A
   state may carry more: "FAILED=message", "ACTIVE/PREEMPTED" (of its TPU VMs), "ACTIVE/" (it has none), "ACTIVE*" (its
-  workers report), "ACTIVE!done" (its worker 0 reports and writes exit.json).
+  workers report), "GONE" (somebody deleted it), "ACTIVE!done" (its worker 0 reports and writes exit.json).
 - faults: of the commands that match, so many times: exit status, stderr, stdout; "after": the command works, and its
   answer is lost.
 """
@@ -225,6 +225,10 @@ class Fake:
     def become(self, key, text):
         """Takes a resource to a state."""
         resource, zone = self.state["resources"][key], key.partition("/")[0]
+        if text == "GONE":
+            resource["deleting"] = 0
+            self._advance(key)
+            return
         state, ended, result = text.partition("!")
         state, beating, _ = state.partition("*")
         state, has_nodes, of_nodes = state.partition("/")
