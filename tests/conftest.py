@@ -24,7 +24,9 @@ import pytest  # noqa: E402
 LONG = ["test_docs.py", "test_demo.py", "test_resume.py", "test_train.py", "test_bench.py", "test_train_on_tokens.py"]
 # These compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
 # Those of test_infer.py are compared bit by bit with what processes of their own compute.
-OPTIMISED = ["test_demo.py", "test_bench.py", "test_resume.py", "test_train_on_tokens.py", "test_infer.py"]
+OPTIMISED = [
+    "test_demo.py", "test_bench.py", "test_resume.py", "test_train_on_tokens.py", "test_infer.py", "test_startup.py",
+]  # fmt: skip
 
 
 def pytest_addoption(parser):

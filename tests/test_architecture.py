@@ -223,6 +223,7 @@ def loaded_by(folder: Path, *commands: list[str]) -> set[str]:
 
 def test_help_loads_neither_jax_nor_tensorflow(tmp_path):
     helps = [["--help"], [], ["--version"], ["train", "--help"], ["infer", "--help"], ["bench", "--help"]]
+    helps += [["tpu", "launch", "--help"]]
     loaded = loaded_by(tmp_path, *helps)
     assert not loaded & {"jax", "jaxlib", "numpy", "gin", "tensorflow", "seqio"}
 

@@ -420,7 +420,7 @@ class Host:
                 "compute", "tpus", "queued-resources", "delete", self.job["name"], "--zone=" + zone,
                 "--project=" + self.job["project"], "--force", "--quiet", "--async",
             )  # fmt: skip
-            if status == 0:
+            if status == 0 or "NOT_FOUND" in err:
                 return
             say(f"ending the machines failed, again in 5 minutes; `t5x_lite tpu watch` does it too: {err.strip()}")
             self.send_log()

@@ -155,7 +155,7 @@ def wait_for(process, machine, condition):
 
 
 def test_two_preemptions_and_an_exact_end(machine, train_flags, tmp_path_factory):
-    """Told to go, then torn away: each time a new machine goes on, and the model is, bit for bit, the undisturbed one."""
+    """Told to go, then torn away: each time a new machine goes on, and the model is the undisturbed one."""
     changed = {"TRAIN_STEPS": 60, "SAVE_PERIOD": 10, "EVAL_PERIOD": 0}
     undisturbed = tmp_path_factory.mktemp("undisturbed") / "model"
     assert cli.run(train_flags(undisturbed, **changed)) == 0
@@ -216,7 +216,8 @@ def test_wrong_input_is_not_tried_again(machine):
 
 
 def test_preempted_is_started_again_at_once(machine):
-    python = script(machine, f'echo x >> {machine.folder}/runs; test "$(wc -l < {machine.folder}/runs)" -ge 3 || exit 75')
+    runs = f"{machine.folder}/runs"
+    python = script(machine, f'echo x >> {runs}; test "$(wc -l < {runs})" -ge 3 || exit 75')
     publish(machine, ["eval"], python=python)
     began = time.monotonic()
     assert machine.boot(1).wait(30) == 0 and time.monotonic() - began < 9  # the first pause after a failure is 10 s
@@ -226,7 +227,7 @@ def test_preempted_is_started_again_at_once(machine):
 @pytest.mark.parametrize("ends", ["stopped", "superseded", "hours"])
 def test_it_stops_when_told(ends, machine):
     python = script(machine, f"trap 'echo saved > {machine.folder}/saved; exit 75' TERM; while :; do sleep 0.1; done")
-    hours = {"launched": time.time() - 3590, "max_hours": 1} if ends == "hours" else {}
+    hours = {"launched": time.time() - 3596, "max_hours": 1} if ends == "hours" else {}
     values = publish(machine, ["eval"], python=python, **hours)
     process = machine.boot(1)
     wait_for(process, machine, lambda: (machine.record("heartbeat/0-0") or {}).get("state") == "running")
