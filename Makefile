@@ -40,7 +40,7 @@ $(INSTALLED): requirements.lock setup.py pyproject.toml
 	@touch $@
 
 # All extras are resolved together first, so that one set of versions fits them all.
-lock: ## write requirements.lock anew from setup.py; needs uv
+lock: ## write requirements.lock and tpu/requirements.lock anew from setup.py; needs uv
 	@command -v $(UV) >/dev/null || { echo "There is no $(UV). Install it: pip install uv," \
 	  "or name it: make lock UV=/path/to/uv" >&2; exit 2; }
 	mkdir -p build
@@ -50,6 +50,9 @@ lock: ## write requirements.lock anew from setup.py; needs uv
 	$(UV) pip compile setup.py --extra test --universal --python-version 3.11 --no-annotate --quiet \
 	  --default-index https://pypi.org/simple -c build/all-extras.txt --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -o requirements.lock
+	$(UV) pip compile setup.py --extra tpu --universal --python-version 3.11 --no-annotate --quiet \
+	  --default-index https://pypi.org/simple -c build/all-extras.txt --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" -o tpu/requirements.lock
 
 clean: ## remove the environment, the demo's model and what tools leave behind
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache

@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir=PLACED,
-    package_data={"t5x_lite.configs": ["**/*.gin"]},
+    package_data={"t5x_lite.configs": ["**/*.gin"], "t5x_lite.tpu": ["requirements.lock", "*/*.yaml"]},
     include_package_data=False,
     entry_points={"console_scripts": ["t5x_lite=t5x_lite.cli:main"]},
     install_requires=[

@@ -43,7 +43,7 @@ PROGRAM = gcloud.call
 
 @pytest.fixture
 def laid_out(world, monkeypatch):
-    """What takes seconds is done quickly: the job's dry run is said to have gone well, and gcloud is in this process."""
+    """What takes long is quick: the job's dry run is said to have gone well, and gcloud is in this process."""
     make_quick(world, monkeypatch)
 
 

@@ -24,6 +24,9 @@ from tests.verbs.test_resume import state_of
 
 SCRIPT = Path(startup.__file__)
 
+# Seconds after which something hangs.
+GUARD = 600
+
 
 @pytest.mark.parametrize("status, seconds, failures, expected", [
     (0, 9, 3, ("done", 0, 0)),
@@ -166,7 +169,7 @@ def test_two_preemptions_and_an_exact_end(machine, train_flags, tmp_path_factory
     wait_for(process, machine, lambda: re.search(r"step \d+/60", machine.printed()))
     assert machine.record("heartbeat/0-0")["state"] == "running"
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 75, machine.printed()
+    assert process.wait(GUARD) == 75, machine.printed()
     assert "preempted: stopped at step" in machine.log() and not (model / "DONE").exists()
 
     claim(machine, values, 2)
@@ -174,11 +177,11 @@ def test_two_preemptions_and_an_exact_end(machine, train_flags, tmp_path_factory
     wait_for(process, machine, lambda: "resuming from" in machine.printed())
     wait_for(process, machine, lambda: re.search(r"step \d+/60", machine.printed()))
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    process.wait(GUARD)
 
     claim(machine, values, 3)
     process = machine.boot(3)
-    assert process.wait(90) == 0, machine.printed()
+    assert process.wait(GUARD) == 0, machine.printed()
     assert (model / "DONE").exists()
     assert machine.record("exit.json")["result"] == "done"
     [ended] = [call for call in machine.fake().state["calls"] if call[:1] == ["compute"]]
@@ -203,24 +206,24 @@ def test_words_of_a_command_reach_the_job_as_they_are(machine):
     out = machine.folder / "out"
     env = [f"OUT={out}", "QUOTE=it's $(touch hacked)\nx=y"]
     publish(machine, ["eval", *hostile], python=python, env=env)
-    assert machine.boot(1).wait(30) == 0, machine.printed()
+    assert machine.boot(1).wait(GUARD) == 0, machine.printed()
     assert out.read_text().split("\0")[:-1] == ["-m", "t5x_lite", "eval", *hostile]
     assert not list(machine.folder.rglob("hacked"))
 
 
 def test_wrong_input_is_not_tried_again(machine):
     publish(machine, ["eval"], python=script(machine, 'echo "t5x_lite: error: no such thing" >&2; exit 2'))
-    assert machine.boot(1).wait(30) == 1
+    assert machine.boot(1).wait(GUARD) == 1
     found = machine.record("exit.json")
     assert found["result"] == "failed" and "t5x_lite: error: no such thing" in found["why"]
 
 
-def test_preempted_is_started_again_at_once(machine):
+def test_preempted_is_started_again(machine):
     runs = f"{machine.folder}/runs"
     python = script(machine, f'echo x >> {runs}; test "$(wc -l < {runs})" -ge 3 || exit 75')
     publish(machine, ["eval"], python=python)
-    began = time.monotonic()
-    assert machine.boot(1).wait(30) == 0 and time.monotonic() - began < 9  # the first pause after a failure is 10 s
+    assert machine.boot(1).wait(GUARD) == 0
+    assert machine.printed().count("the job exited with 75") == 2
     assert (machine.folder / "runs").read_text() == "x\n" * 3
 
 
@@ -236,7 +239,7 @@ def test_it_stops_when_told(ends, machine):
         machine.put("gs://my-bucket/t5x_lite/small/exit.json", json.dumps(outcome).encode())
     if ends == "superseded":
         claim(machine, values, 2)
-    assert process.wait(40) == (1 if ends == "hours" else 0), machine.printed()
+    assert process.wait(GUARD) == (1 if ends == "hours" else 0), machine.printed()
     assert (machine.folder / "saved").exists()
     deleted = any("delete" in call for call in machine.fake().state["calls"])
     assert deleted == (ends != "superseded")
@@ -245,7 +248,7 @@ def test_it_stops_when_told(ends, machine):
 def test_a_machine_that_came_too_late_does_nothing(machine):
     values = publish(machine, ["eval"], python=script(machine, "exit 1"))
     claim(machine, values, 2)
-    assert machine.boot(1).wait(30) == 0
+    assert machine.boot(1).wait(GUARD) == 0
     assert machine.record("heartbeat/0-0") is None or "starting" not in str(machine.record("heartbeat/0-0"))
     assert not any("delete" in call for call in machine.fake().state["calls"])
 
