@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-import t5x_lite
+import t5x_lite.errors
 from t5x_lite.errors import UserError
 from t5x_lite.tpu.spec import JobSpec
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import t5x_lite
+import t5x_lite.errors
 from t5x_lite.errors import UserError
 from t5x_lite.tpu import bundle
 from t5x_lite.tpu.spec import JobSpec
