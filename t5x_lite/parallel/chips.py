@@ -18,20 +18,23 @@ class Chip:
       peak_flops: bf16 operations a second of one JAX device.
       hbm_gib: memory of one JAX device.
       devices_per_chip: JAX devices of one chip.
+      usable_hbm_gib: memory that the compiler gives to programs: what libtpu 0.0.52 says when it refuses one that is
+        too large. 0 where it is not known.
     """
 
     kinds: tuple[str, ...]
     peak_flops: float
     hbm_gib: float
     devices_per_chip: int = 1
+    usable_hbm_gib: float = 0.0
 
 
 CHIPS = {
-    "v4": Chip(("TPU v4",), 275e12, 32),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16),
-    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32),
-    "tpu7x": Chip(("TPU7x",), 2307e12 / 2, 96, devices_per_chip=2),
+    "v4": Chip(("TPU v4",), 275e12, 32, usable_hbm_gib=30.75),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16, usable_hbm_gib=15.75),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95, usable_hbm_gib=95.73),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32, usable_hbm_gib=31.24),
+    "tpu7x": Chip(("TPU7x",), 2307e12 / 2, 96, devices_per_chip=2, usable_hbm_gib=94.74),
     "a100": Chip(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB"), 312e12, 80),
     "h100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80),
     "h200": Chip(("NVIDIA H200",), 989e12, 141),

@@ -2,13 +2,13 @@
 
 import jax
 
-from t5x_lite import parameter_table
+from t5x_lite import memory, parameter_table
 from t5x_lite.data import batches as batching
 from t5x_lite.job import Job
 from t5x_lite.model import flops, network
 from t5x_lite.parallel import chips, partition
 from t5x_lite.parameter_table import bytes_a_device, shown
-from t5x_lite.program import abstract_batch, lay_out
+from t5x_lite.program import Program, abstract_batch, lay_out
 
 
 def describe(job: Job, topology: str | None, num_slices: int, config_text: str) -> None:
@@ -37,9 +37,11 @@ def describe(job: Job, topology: str | None, num_slices: int, config_text: str) 
             f"{wanted.runtime_version}"
         )
         split = partition.split_axis(mesh.shape, (*wanted.shape, chip.devices_per_chip))
+        usable = chip.usable_hbm_gib * 2**30
     else:
         here = jax.devices()
         hosts, place, split = jax.process_count(), f"this machine: {len(here)} x {here[0].device_kind}", None
+        usable = 0
         mesh = job.partition.abstract(len(here), partition.slices_of(here))
     batching.owned_shards(job.data_shards, 0, hosts)
     with jax.sharding.use_abstract_mesh(mesh):
@@ -58,12 +60,33 @@ def describe(job: Job, topology: str | None, num_slices: int, config_text: str) 
         f"{job.batch_size} rows of {lengths['inputs']} + {lengths['targets']} tokens a batch, "
         f"{work / 1e12:,.3g} TFLOP a step"
     )
+    _print_memory(job, program, usable)
     if split:
         axis, size, whole = split
         print(
             f"note: mesh axis {axis} of size {size} takes part of a side of the slice, where it has no whole ring: "
             f"sizes of whole sides: {', '.join(map(str, whole))}"
         )
+
+
+def _print_memory(job: Job, program: Program, usable: float) -> None:
+    """Bytes of a device by kind, and whether they fit where a chip is known."""
+    estimate = memory.estimate(job, program)
+    print(f"\nMemory of a device, estimated without compiling; at its largest at {estimate.moment}")
+    for kind, size in (*estimate.kinds().items(), ("all", estimate.peak)):
+        print(f"{kind:<12}{shown(size):>12}" + (f"{size / usable:>8.1%}" if usable else ""))
+    if not usable:
+        return
+    if estimate.peak <= usable:
+        print(f"fits: {shown(usable)} of a device are usable")
+        return
+    change = " or ".join(memory.remedies(job, program, usable))
+    print(
+        f"warning: does not fit: {shown(usable)} of a device are usable, the step needs an estimated "
+        f"{shown(estimate.peak)}. "
+        + (f"It would fit with {change}, or" if change else "No smaller batch would do: it needs")
+        + " a larger slice whose mesh cuts parameters or batch over more devices"
+    )
 
 
 def _plural(count: int, noun: str) -> str:
