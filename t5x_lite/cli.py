@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--dry_run", action="store_true", help="describe the job; compile, read and write nothing")
     train.add_argument("--topology", metavar="T", help="with --dry_run: a TPU slice, v5p:4x4x4 or v5p-128")
     train.add_argument("--num_slices", metavar="N", type=_count, help="with --topology: how many such slices")
+    _add_hosts(train)
 
     _add_eval(verbs)
     _add_infer(verbs)
@@ -185,6 +186,15 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--output", type=_path, metavar="F.json")
     return root
+
+
+def _add_hosts(verb: argparse.ArgumentParser) -> None:
+    """Who a plain host is among several; SLURM, Open MPI and Cloud TPU say it themselves."""
+    verb.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="on several hosts: of the first; or JAX_COORDINATOR_ADDRESS"
+    )
+    verb.add_argument("--num_processes", type=_count, metavar="N", help="how many hosts; or JAX_NUM_PROCESSES")
+    verb.add_argument("--process_id", type=_whole, metavar="I", help="which of them, from 0; or JAX_PROCESS_ID")
 
 
 def _add_eval(verbs) -> None:
@@ -432,7 +442,12 @@ def _fail(kind: str, error, show_traceback: bool) -> int:
 
 def main() -> None:
     """Entry point of the `t5x_lite` command."""
-    status = run(sys.argv[1:])
+    try:
+        status = run(sys.argv[1:])
+    except Exception:
+        # Of several hosts one that fails must not wait for the others at its end.
+        traceback.print_exc()
+        status = 1
     if status:
         # All that is worth keeping is written. The threads of a compiler or of tf.data may go on for minutes, or
         # hang where the interpreter takes down what they hold.

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -12,6 +11,7 @@ from t5x_lite.data.buckets import batches, in_order, inputs_batch, pairs_batch
 from t5x_lite.data.packing import feature_types
 from t5x_lite.errors import UserError
 from t5x_lite.model.decoding import USED, Strategy
+from t5x_lite.parallel import hosts
 from t5x_lite.program import Program, ensemble_score_step, generate_step
 
 T = TypeVar("T")
@@ -107,8 +107,8 @@ class Completer:
             check()
             # A row without an item is another one again: an empty one might never end.
             numbers, sequences = zip(*((number, inputs_of(item)) for number, item in _filled(batch, rows)))
-            tokens = jax.device_put(inputs_batch(sequences, rows), self._program.batch_sharding)
-            return self._step(params, tokens, jax.device_put(np.array(numbers, np.int32), self._by_row))
+            tokens = hosts.put(inputs_batch(sequences, rows), self._program.batch_sharding)
+            return self._step(params, tokens, hosts.put(np.array(numbers, np.int32), self._by_row))
 
         planned = batches(items, lambda item: (len(inputs_of(item)),), rows, done)
         for item, arrays in in_order(_answers(planned, compute), done):
@@ -143,7 +143,7 @@ class Scorer:
             check()
             features = pairs_batch([pair_of(item) for _, item in batch], rows, self._program.convert)
             own = self._program.batch_sharding
-            by_token, _ = self._step(params, {name: jax.device_put(array, own) for name, array in features.items()})
+            by_token, _ = self._step(params, {name: hosts.put(array, own) for name, array in features.items()})
             return (by_token,)
 
         def sizes(item: T) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _answers(planned: Iterable[list[tuple[int, T]]], compute: Callable) -> Itera
     """Each number with its item and its row of each array; the devices work on a batch while another is looked at."""
 
     def ready(batch, arrays):
-        arrays = jax.device_get(arrays)
+        arrays = hosts.get(arrays)
         for row, (number, item) in enumerate(batch):
             yield number, (item, [array[row] for array in arrays])
 

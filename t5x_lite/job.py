@@ -65,6 +65,9 @@ class Job:
       keep_checkpoints: how many of the newest checkpoints stay (KEEP_CHECKPOINTS); None: all.
       eval_batches: batches of one evaluation during training (EVAL_BATCHES).
       max_nonfinite_steps: consecutive steps with a non-finite loss or gradient before the run stops.
+      hang_timeout: seconds without a finished step, or batch of an evaluation, after which the run shows where each
+        thread is and ends; 0: never (HANG_TIMEOUT).
+      host_timeout: seconds without a sign of life after which a host is lost and the others end (HOST_TIMEOUT).
     """
 
     model: Architecture
@@ -106,6 +109,8 @@ class Job:
     keep_checkpoints: int | None = 3
     eval_batches: int = 20
     max_nonfinite_steps: int = 10
+    hang_timeout: int = 1800
+    host_timeout: int = 100
 
     def __post_init__(self, dropout_rate: float | None):
         for name, macro, kind, example in (
@@ -126,6 +131,8 @@ class Job:
             _whole(name.upper(), getattr(self, name), least=1)
         _whole("SAVE_PERIOD", self.save_period, least=0)
         _whole("EVAL_PERIOD", self.eval_period, least=0)
+        _whole("HANG_TIMEOUT", self.hang_timeout, least=0)
+        _whole("HOST_TIMEOUT", self.host_timeout, least=1)
         _whole("RANDOM_SEED", self.seed, least=0)
         # JAX takes a larger one for one of these, or fails.
         _check("RANDOM_SEED", self.seed, self.seed < 2**32, f"at most {2**32 - 1}")

@@ -21,7 +21,7 @@ from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.job import NOT_TRAINING, Job
 from t5x_lite.output import is_remote
-from t5x_lite.parallel import start
+from t5x_lite.parallel import hosts, start
 from t5x_lite.parallel.partition import batch_divisor
 from t5x_lite.program import Program, lay_out
 from t5x_lite.train import checkpoint
@@ -100,7 +100,7 @@ def rows(program: Program, wanted: int) -> int:
 
 def place(program: Program, array) -> jax.Array:
     """A [rows, length] array onto the devices."""
-    return jax.device_put(array, program.batch_sharding)
+    return hosts.put(array, program.batch_sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,7 @@ class LaidOut:
 @contextlib.contextmanager
 def laid_out(directory: epath.Path, job: Job) -> Iterator[LaidOut]:
     """Lays a model out; within the context its mesh is the current one. Arguments as `open_job` returns them."""
+    hosts.check_alone()
     start.compilation_cache()
     with jax.set_mesh(job.partition.build()) as _:
         yield LaidOut(job, directory, lay_out(job, jax.sharding.get_mesh()))

@@ -13,6 +13,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.job import Job
 from t5x_lite.model.decoding import Strategy
 from t5x_lite.output import write_lines
+from t5x_lite.parallel import hosts
 from t5x_lite.program import Program
 from t5x_lite.train.metrics import say
 from t5x_lite.train.results import RESERVED
@@ -87,7 +88,7 @@ def check(task) -> None:
 class TaskMetrics:
     """Computes the metrics of one task as seqio's Evaluator does; its examples are read once and kept.
 
-    It can be called with the parameters of any step, under the programs' mesh, on one host.
+    It can be called with the parameters of any step, under the programs' mesh, by all hosts together.
 
     Args:
       task: seqio task.
@@ -129,7 +130,7 @@ class TaskMetrics:
     def __call__(
         self, params: tuple[dict, ...], step: int, folder: epath.Path, stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float | str]:
-        """Computes the metrics and writes FOLDER/STEP-TASK-SPLIT.jsonl: inputs, targets and outputs as text.
+        """Computes the metrics; the first host writes FOLDER/STEP-TASK-SPLIT.jsonl: inputs, targets, outputs as text.
 
         Where outputs are not greedy, how they are made is part of the name.
 
@@ -151,9 +152,10 @@ class TaskMetrics:
         if not self._examples:
             return {}
         outputs = self._outputs(params, stopped)
-        folder.mkdir(parents=True, exist_ok=True)
         how = "" if str(self._decoding) == "greedy" else f"-{str(self._decoding).replace(' ', '-')}"
-        write_lines(folder / f"{step}-{self._task.name}-{self._split}{how}.jsonl", self._lines(outputs))
+        if hosts.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_lines(folder / f"{step}-{self._task.name}-{self._split}{how}.jsonl", self._lines(outputs))
         kept, others = plain(self._values(outputs))
         for name, kind in others.items():
             say(f"{self._task.name}: the metric {name} is {kind}, neither a number nor a text: left out")

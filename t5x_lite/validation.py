@@ -1,15 +1,15 @@
 """Evaluation while a job trains: loss, accuracy and the tasks' own metrics on the validation split."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import jax
 from etils import epath
 
 from t5x_lite import task_metrics
 from t5x_lite.data import batches as batching
 from t5x_lite.data import examples
 from t5x_lite.job import Job
+from t5x_lite.parallel import hosts
 from t5x_lite.program import Program, eval_step
 from t5x_lite.train import evaluation
 from t5x_lite.train.metrics import RESULTS, MetricsWriter, append_result, read_jsonl, say
@@ -40,12 +40,19 @@ def is_missing(job: Job, task, step: int) -> bool:
 
 
 def evaluator(
-    job: Job, program: Program, task, explain, writer: MetricsWriter, place: Callable, stopped: Callable[[], bool]
+    job: Job,
+    program: Program,
+    task,
+    explain,
+    writer: MetricsWriter,
+    place: Callable,
+    rows: Sequence[int],
+    stopped: Callable[[], bool],
 ) -> Callable[[dict, int], bool]:
     """A function of parameters and their step that writes to the terminal, eval/ and TensorBoard.
 
     It returns whether it was finished: a run that is asked to stop leaves it, and then nothing is written. The
-    metric functions of tasks see as many examples as the loss; on several hosts they are left out.
+    metric functions of tasks see as many examples as the loss. All hosts call it, and the first one writes.
 
     Args:
       job: what to evaluate on, and for how many batches.
@@ -54,29 +61,26 @@ def evaluator(
       explain: turns an error of the data into a UserError, or returns None.
       writer: of TensorBoard events.
       place: puts this host's rows onto the devices.
-      stopped: whether the run has been asked to stop.
+      rows: the numbers of this host's rows in a batch.
+      stopped: whether the run has been asked to stop, the same on all hosts, which ask in the same order.
     """
     sums_of, folder = eval_step(program), epath.Path(job.model_dir) / "eval"
-    host, hosts = jax.process_index(), jax.process_count()
     own_metrics = {}
-    if job.eval_period and hosts == 1:
+    if job.eval_period:
         count = job.eval_batches * job.batch_size
         own_metrics = task_metrics.by_task(task, _SPLIT, job, (program,), job.batch_size, explain, count)
-
-    def cut_off() -> bool:
-        return hosts == 1 and stopped()  # several hosts would have to stop at one batch
 
     def results_of(params: dict, step: int):
         for name, stream in examples.evaluation_streams(
             task, _SPLIT, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
         ):
-            rows = batching.eval_batches(
-                stream, job.feature_lengths, job.batch_size, job.pack, program.convert, job.eval_batches, (host, hosts)
+            batches = batching.eval_batches(
+                stream, job.feature_lengths, job.batch_size, job.pack, program.convert, job.eval_batches, rows
             )
-            rows = itertools.takewhile(lambda _: not cut_off(), rows)
-            result = evaluation.teacher_forced(sums_of, params, map(place, rows))
+            batches = itertools.takewhile(lambda _: not stopped(), batches)
+            result = evaluation.teacher_forced(sums_of, params, map(place, batches))
             stream.close()
-            if cut_off():
+            if stopped():
                 raise task_metrics.Stopped
             if name in own_metrics:
                 result |= own_metrics[name]((params,), step, folder, stopped)
@@ -87,14 +91,14 @@ def evaluator(
             results = list(results_of(params, step))
         except task_metrics.Stopped:
             return False
-        for name, result in results if host == 0 else ():
+        for name, result in results if hosts.is_first() else ():
             if not result["tokens"]:
                 say(f"step {step}  eval {name}: its validation split is empty")
                 continue
             append_result(folder, {"step": step, "task": name, "split": _SPLIT, **result})
             writer.scalars(step, {f"eval/{name}/{k}": v for k, v in result.items() if not isinstance(v, str)})
             say(f"step {step}  eval {name}: {_shown(result)}")
-        for name, score in task_metrics.averages(dict(results)).items() if host == 0 else ():
+        for name, score in task_metrics.averages(dict(results)).items() if hosts.is_first() else ():
             append_result(folder, {"step": step, "task": name, "split": _SPLIT, "score": score})
             writer.scalars(step, {f"eval/{name}/score": score})
             say(f"step {step}  eval {name}: {score:.3f}")

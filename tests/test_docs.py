@@ -34,6 +34,7 @@ PAGES = [
     "docs/decoding.md",
     "docs/convert.md",
     "docs/tpu.md",
+    "docs/multi_host.md",
     "docs/performance.md",
 ]
 

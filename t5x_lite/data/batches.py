@@ -1,10 +1,12 @@
 """Global batches for the training loop, produced ahead in a thread, with the position after each save step.
 
 Row r of the global batch always comes from the same data shard, so the batches
-are the same on any number of hosts that divides the shards.
+are the same on any number of hosts that divides the shards. A host reads the
+shards whose rows its devices hold, wherever the mesh has put them.
 """
 
 import contextlib
+import dataclasses
 import math
 import queue
 import threading
@@ -24,20 +26,54 @@ Batch = dict[str, jax.Array]
 _AHEAD = 2
 
 
-def owned_shards(shards: int, process: int, processes: int) -> list[int]:
-    """The data shards of one host: whole shards, in order.
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one host has of the global batch.
+
+    Args:
+      rows: the numbers of the rows that its devices hold, ascending.
+      shards: the data shards that they come from, ascending.
+      owned: those of the shards whose position it saves; every shard is owned by one host.
+    """
+
+    rows: list[int]
+    shards: list[int]
+    owned: list[int]
+
+
+def share(batch: jax.ShapeDtypeStruct, shards: int) -> Share:
+    """The share of this host.
+
+    Where the mesh cuts a batch over the hosts, as it mostly does, they have different rows; hosts that compute the
+    same rows together, cut over another axis, read the same shards, which give all of them the same.
+
+    Args:
+      batch: shape and sharding of a feature of the global batch.
+      shards: data shards, each of which gives the same number of rows, one after the other.
+    """
+    size = batch.shape[0]
+    by_host: dict[int, set[int]] = {}
+    for device, index in batch.sharding.devices_indices_map(batch.shape).items():
+        by_host.setdefault(device.process_index, set()).update(range(*index[0].indices(size)))
+    each = size // shards
+    readers = {host: {row // each for row in rows} for host, rows in by_host.items()}
+    own = jax.process_index()
+    before = set().union(*(found for host, found in readers.items() if host < own))
+    return Share(sorted(by_host[own]), sorted(readers[own]), sorted(readers[own] - before))
+
+
+def check_hosts(shards: int, hosts: int) -> None:
+    """Refuses data shards that do not divide over the hosts.
 
     Raises:
-      UserError: the shards do not divide over the hosts.
+      UserError: they do not.
     """
-    if shards % processes:
+    if shards % hosts:
         raise UserError(
-            f"DATA_SHARDS={shards} does not divide over {processes} hosts",
-            "each host owns whole data shards",
-            f"set --gin.DATA_SHARDS={processes * max(1, round(shards / processes))}",
+            f"DATA_SHARDS={shards} does not divide over {hosts} hosts",
+            "each host reads whole data shards",
+            f"set --gin.DATA_SHARDS={hosts * max(1, round(shards / hosts))}",
         )
-    each = shards // processes
-    return list(range(process * each, (process + 1) * each))
 
 
 def check_batch(batch_size: int, shards: int, microbatches: int, parts: int) -> None:
@@ -70,9 +106,29 @@ def check_batch(batch_size: int, shards: int, microbatches: int, parts: int) -> 
         )
 
 
-def to_global(features: Mapping[str, np.ndarray], shardings: Mapping[str, jax.sharding.Sharding]) -> Batch:
-    """This host's rows as its part of global arrays."""
-    return {name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in features.items()}
+def to_global(
+    features: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct], rows: Sequence[int]
+) -> Batch:
+    """This host's rows as its part of global arrays.
+
+    Args:
+      features: [this host's rows, length] of each feature.
+      shapes: of the global arrays, with shardings.
+      rows: the numbers of this host's rows in the global batch, ascending.
+    """
+    place = {row: k for k, row in enumerate(rows)}
+
+    def one(own: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if shape.sharding.is_fully_addressable:
+            return jax.device_put(own, shape.sharding)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, end, _ = index[0].indices(shape.shape[0])  # rows that follow each other there do so here
+            return own[place[first] : place[first] + end - first, *index[1:]]
+
+        return jax.make_array_from_callback(shape.shape, shape.sharding, part)
+
+    return {name: one(own, shapes[name]) for name, own in features.items()}
 
 
 class TrainBatches:
@@ -85,6 +141,7 @@ class TrainBatches:
       restore: positions by shard number to go on from, or None to start at the beginning.
       lengths: tokens of each feature in a row.
       rows: rows that each shard gives to a batch.
+      share: what this host has of the batch.
       pack: rows may hold several examples.
       convert: what the model reads, from inputs and targets.
       place: puts this host's rows onto the devices.
@@ -99,6 +156,7 @@ class TrainBatches:
         restore: Mapping[int, bytes] | None,
         lengths: Mapping[str, int],
         rows: int,
+        share: Share,
         pack: bool,
         convert: Convert,
         place: Callable[[Mapping[str, np.ndarray]], Batch],
@@ -107,12 +165,13 @@ class TrainBatches:
         snapshot_after: Callable[[int], bool],
     ):
         self._streams, self._restore = streams, restore
-        self._lengths, self._rows, self._pack = lengths, rows, pack
+        self._lengths, self._rows, self._share, self._pack = lengths, rows, share, pack
         self._convert, self._place = convert, place
         self._steps, self._snapshot_after = range(first_step + 1, last_step + 1), snapshot_after
         self._queue: queue.Queue = queue.Queue(maxsize=_AHEAD)
         self._first: list = []  # the first item, once it has been waited for
-        self._stop, self._closed = threading.Event(), threading.Event()
+        self._last: int | None = None  # the step to end after, once there is one
+        self._closed = threading.Event()
         self.waited = 0.0  # seconds that the consumer has waited for a batch
         self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
         self._thread.start()
@@ -126,16 +185,19 @@ class TrainBatches:
             for done in self._steps:
                 if self._closed.is_set():
                     return
-                if self._stop.is_set():
-                    self._queue.put((None, {s: streams[s].position() for s in streams}))
+                if self._last is not None and done > self._last:
+                    self._queue.put((None, self._positions()))
                     break
-                rows = [row for shard in sorted(streams) for row in self._take(streams[shard], shard)]
+                taken = {s: self._take(streams[s], s) for s in self._share.shards}
+                rows = [taken[number // self._rows][number % self._rows] for number in self._share.rows]
                 batch = self._place(self._convert(fill(rows, self._lengths), self._pack))
-                snapshot = {s: streams[s].position() for s in streams} if self._snapshot_after(done) else None
-                self._queue.put((batch, snapshot))
+                self._queue.put((batch, self._positions() if self._snapshot_after(done) else None))
             self._queue.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             self._queue.put(error)
+
+    def _positions(self) -> dict[int, bytes]:
+        return {shard: self._streams[shard].position() for shard in self._share.owned}
 
     def _take(self, stream: Stream, shard: int):
         rows = stream.take(self._rows)
@@ -147,9 +209,14 @@ class TrainBatches:
             )
         return rows
 
-    def stop(self) -> None:
-        """Asks for the end: after the few batches that are ready comes (None, snapshot), then nothing."""
-        self._stop.set()
+    def stop(self, step: int = 0) -> None:
+        """Asks for the end: after the batch of that step, and the few that are ready, comes (None, snapshot)."""
+        self._last = step
+
+    @staticmethod
+    def read_by(step: int) -> int:
+        """The last step whose batch may have been begun on any host when one has taken that of `step`."""
+        return step + _AHEAD + 1  # those that are ready, and one that is being made
 
     def close(self) -> None:
         """Ends the thread and lets go of the streams; to be called however the training ends."""
@@ -187,7 +254,7 @@ def eval_batches(
     pack: bool,
     convert: Convert,
     limit: int | None,
-    parts: Sequence[int],
+    own: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one pass over a stream, the last one filled up with empty rows of weight 0.
 
@@ -200,15 +267,14 @@ def eval_batches(
       pack: rows may hold several examples.
       convert: what the model reads, from inputs and targets.
       limit: most batches; None: all.
-      parts: (index of this host, number of hosts).
+      own: the numbers of the rows that this host keeps; None: all.
     """
-    host, hosts = parts
-    each = batch_size // hosts
+    own = range(batch_size) if own is None else own
     number = 0
     while limit is None or number < limit:
         rows = stream.take(batch_size)
         if not rows:
             return
         rows += [[]] * (batch_size - len(rows))
-        yield convert(fill(rows[host * each : (host + 1) * each], lengths), pack)
+        yield convert(fill([rows[k] for k in own], lengths), pack)
         number += 1

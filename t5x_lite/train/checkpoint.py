@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite.errors import UserError
+from t5x_lite.parallel import hosts
 from t5x_lite.train import metrics, results
 
 FOLDER = "checkpoints"
@@ -33,7 +34,7 @@ class Position:
     Args:
       identity: what the shards are a cut of; a position means something only under the same.
       tokens_seen: positions of all batches so far, padding included, of inputs and targets.
-      shards: opaque bytes for each data shard that this host owns.
+      shards: opaque bytes for each data shard; those that this host owns when it is written, reads when it is read.
     """
 
     identity: Mapping[str, object]
@@ -74,6 +75,8 @@ def manager(model_dir: str, keep: int | None, read_only: bool = False) -> ocp.Ch
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep) if keep else None,
         enable_async_checkpointing=not read_only,
+        # Otherwise a host may write its positions into a folder that the first one has yet to make.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=hosts.count() == 1),
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
     )
@@ -105,7 +108,7 @@ def restore(
       checkpoints: from `manager`.
       step: a committed step that `check` has found to fit.
       abstract_state: ShapeDtypeStructs with shardings.
-      shards: the data shards that this host owns.
+      shards: the data shards that this host reads.
     """
     restored = checkpoints.restore(
         step, args=ocp.args.Composite(data=RestorePosition(shards), state=ocp.args.StandardRestore(abstract_state))

@@ -14,8 +14,10 @@ import orbax.checkpoint as ocp
 
 from t5x_lite.data.batches import TrainBatches
 from t5x_lite.errors import Preempted, RunError
+from t5x_lite.parallel import hosts
 from t5x_lite.train import checkpoint
 from t5x_lite.train.metrics import MetricsWriter, progress_bar, progress_line, say
+from t5x_lite.train.watchdog import Watchdog
 
 # Steps that may be queued on the device: enough to keep it busy, few enough to bound memory.
 _IN_FLIGHT = 2
@@ -101,7 +103,10 @@ class StopRequest:
     def _keep(self, number, frame) -> None:
         self.signal = number
         self._restore()
-        say(f"t5x_lite: {signal.Signals(number).name} received: saving a checkpoint, then stopping")
+        say(
+            f"t5x_lite: {hosts.host_words()}{signal.Signals(number).name} received: saving a checkpoint, then stopping",
+            everywhere=True,
+        )
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -114,13 +119,9 @@ class StopRequest:
         """Whether this process has been told to stop."""
         return self.signal is not None
 
-    def agreed(self, step: int) -> bool:
-        """The same answer on every host: one that is told to stop stops them all at one step."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            return bool(multihost_utils.reached_preemption_sync_point(step)) or self.seen()
-        return self.seen()
+    def seen_anywhere(self) -> "bool | jax.Array":
+        """Whether any host has been told to; all of them ask in the same order. Does not wait for the answer."""
+        return hosts.any_of(self.seen())
 
 
 class Window:
@@ -183,6 +184,7 @@ def run(
     writer: MetricsWriter,
     evaluate: Callable[[dict, int], bool],
     stop: StopRequest,
+    watchdog: Watchdog,
     on_first_step: Callable[[], None] = lambda: None,
 ) -> dict:
     """Trains to `plan.train_steps` and returns the state, its last checkpoint committed.
@@ -196,6 +198,7 @@ def run(
       writer: where metrics go.
       evaluate: called with (params, step) at every eval period and at the end; False where it was cut off.
       stop: signals, which are kept for the loop by now.
+      watchdog: is told of each step that is done.
       on_first_step: called when the first step has finished on the device.
 
     Raises:
@@ -206,12 +209,21 @@ def run(
     step, saved, began = plan.first_step, plan.first_step, time.monotonic()
     stopping, complete = False, True
 
+    def heed(asked) -> None:
+        nonlocal stopping
+        if asked and not stopping:
+            stopping = True
+            # Here hosts are at one step, but have not read ahead equally far.
+            batches.stop(batches.read_by(step) if hosts.count() > 1 else 0)
+
     def wait(left: int) -> None:
         """Waits until at most `left` steps are under way, logs the others, and ends a run that learns nothing."""
         while len(in_flight) > left:
-            number, metrics = in_flight.popleft()
+            number, metrics, asked = in_flight.popleft()
             in_a_row = int(metrics["nonfinite_in_a_row"])
             window.add(metrics)
+            watchdog.moved(f"step {number + 1} is under way")
+            heed(asked)
             if number == plan.first_step + 1:
                 on_first_step()
             # Lines are made of finished steps: the device has others to go on with, and nothing waits for a line.
@@ -228,9 +240,8 @@ def run(
 
     def log(line: dict) -> None:
         writer.train(line)
-        if jax.process_index() == 0:
-            pace = (time.monotonic() - began) / (line["step"] - plan.first_step)
-            say(progress_line(line, plan.train_steps, pace * (plan.train_steps - line["step"])))
+        pace = (time.monotonic() - began) / (line["step"] - plan.first_step)
+        say(progress_line(line, plan.train_steps, pace * (plan.train_steps - line["step"])))
 
     with progress_bar(plan.first_step, plan.train_steps) as advance:
         for batch, snapshot in batches:
@@ -238,22 +249,25 @@ def run(
                 state, metrics = train_step(state, batch)
                 step += 1
                 advance()
-                in_flight.append((step, metrics))
+                in_flight.append((step, metrics, stop.seen_anywhere()))
                 wait(_IN_FLIGHT if step > plan.first_step + 1 else 0)
             if snapshot is not None and step != saved:
                 position = checkpoint.Position(plan.identity, plan.tokens_seen(step), snapshot)
+                watchdog.moved(f"the checkpoint of step {step} is being written")
                 _save(checkpoints, plan.model_dir, step, state, position)
+                watchdog.moved(f"step {step + 1} is under way")
                 saved = step
-            if not stopping and step < plan.train_steps and stop.agreed(step):
-                stopping = True
-                batches.stop()
+            if hosts.count() == 1 and step < plan.train_steps:
+                heed(stop.seen())
             # A run that is asked to stop saves first; its evaluation is made up for when it goes on.
             if batch is not None and plan.evaluates(step):
                 wait(0)
+                watchdog.moved(f"step {step} is being evaluated")
                 paused = time.monotonic()
                 complete = not stopping and evaluate(state["params"], step)
                 window.leave_out(time.monotonic() - paused)
         wait(0)
+    watchdog.moved(f"the checkpoint of step {step} is being committed")
     _committed(checkpoints, plan.model_dir, step)
     if step < plan.train_steps or not complete:
         raise preempted(plan, step)
@@ -279,6 +293,8 @@ def failures(model_dir: str) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         full = "RESOURCE_EXHAUSTED" in str(error)
+        if not full:
+            hosts.wait_for_loss()
         raise RunError(
             f"the device {'has not enough memory' if full else 'failed'}: {_first_line(error)}",
             safe(model_dir),
@@ -308,6 +324,8 @@ def _committed(checkpoints: ocp.CheckpointManager, model_dir: str, step: int) ->
 
 
 def _unsaved(model_dir: str, step: int, error: Exception) -> RunError:
+    if not isinstance(error, OSError):
+        hosts.wait_for_loss()
     return RunError(
         f"a checkpoint up to step {step} could not be written: {_first_line(error)}",
         safe(model_dir),

@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-import jax
 from etils import epath
 
 from t5x_lite.errors import UserError
+from t5x_lite.parallel import hosts
 from t5x_lite.train.events import open_events
 
 JSONL = "metrics.jsonl"
@@ -182,7 +182,7 @@ def progress_bar(
     first: int, last: int | None, unit: str = "step", shown: bool = True
 ) -> Iterator[Callable[[], object]]:
     """A bar from `first` to `last`, on a terminal alone and where tqdm is; gives the function to call after each."""
-    terminal = sys.stderr.isatty() and not jax.process_index()
+    terminal = sys.stderr.isatty() and hosts.is_first()
     if not shown or not terminal or importlib.util.find_spec("tqdm") is None:
         yield lambda: None
         return
@@ -192,8 +192,13 @@ def progress_bar(
         yield bar.update
 
 
-def say(message: str) -> None:
-    """A line of progress on stderr, so that stdout holds results alone; above the bar where one is drawn."""
+def say(message: str, everywhere: bool = False) -> None:
+    """A line of progress on stderr, so that stdout holds results alone; above the bar where one is drawn.
+
+    Of several hosts the first one speaks, or `everywhere` each.
+    """
+    if not (everywhere or hosts.is_first()):
+        return
     if "tqdm" in sys.modules:  # a bar may be drawn
         sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)
     else:

@@ -148,7 +148,7 @@ def compare_with_unigram(model: model_dir.Restored) -> tuple[float, float]:
     [(_, stream)] = examples.evaluation_streams(task, "validation", job.feature_lengths, True, job.seed, False, explain)
     rows = model.rows(job.batch_size)
     convert = model.program.convert
-    for batch in batching.eval_batches(stream, job.feature_lengths, rows, True, convert, _MEASURE_BATCHES, (0, 1)):
+    for batch in batching.eval_batches(stream, job.feature_lengths, rows, True, convert, _MEASURE_BATCHES):
         targets = batch["decoder_target_tokens"]
         counted = (targets > 0) & (targets < first_sentinel)
         log_probability, _ = jax.device_get(score((model.params,), {k: model.place(v) for k, v in batch.items()}))

@@ -43,7 +43,7 @@ def describe(job: Job, topology: str | None, num_slices: int, config_text: str) 
         hosts, place, split = jax.process_count(), f"this machine: {len(here)} x {here[0].device_kind}", None
         usable = 0
         mesh = job.partition.abstract(len(here), partition.slices_of(here))
-    batching.owned_shards(job.data_shards, 0, hosts)
+    batching.check_hosts(job.data_shards, hosts)
     with jax.sharding.use_abstract_mesh(mesh):
         program = lay_out(job, mesh)
         abstract_batch(job, program)

@@ -17,11 +17,17 @@ from t5x_lite.errors import UserError
 from t5x_lite.job import UNUSED_WHEN_DRY, Job
 from t5x_lite.model import flops, network
 from t5x_lite.model_dir import CONFIG, DONE, VOCABULARY
-from t5x_lite.parallel import chips, start
+from t5x_lite.parallel import chips, hosts, start
 from t5x_lite.program import Program, abstract_batch, init_adapters, init_params, init_state, lay_out, train_step
 from t5x_lite.task import open_task
 from t5x_lite.train import checkpoint, loop
 from t5x_lite.train.metrics import MetricsWriter, say, write_whole
+from t5x_lite.train.watchdog import Watchdog
+
+_SHARED = "name a folder with --gin.MODEL_DIR that all hosts see, such as one on a network file system, or gs://"
+
+# Seconds until a network file system shows one machine what another one has written.
+_FILE_SYSTEM = 60
 
 
 def main(args) -> None:
@@ -52,11 +58,12 @@ def main(args) -> None:
                     "training runs on the devices of this machine",
                     f"add --dry_run, or leave --{flag} out",
                 )
-        train(job, config.resolved(), began)
+        with hosts.joined(hosts.place(vars(args)), job.host_timeout, lambda: loop.safe(job.model_dir)):
+            train(job, config.resolved(), began)
 
 
 def train(job: Job, config_text: str, began: float) -> None:
-    """Trains a job to its end, from its newest checkpoint where there is one.
+    """Trains a job to its end, from its newest checkpoint where there is one; all hosts of a run do so together.
 
     Raises:
       UserError: wrong input, before anything is compiled or written.
@@ -64,13 +71,16 @@ def train(job: Job, config_text: str, began: float) -> None:
     """
     model_dir = epath.Path(job.model_dir)
     output.check_folder(model_dir, "--gin.MODEL_DIR")
-    if _is_finished(job, checkpoint.steps(model_dir)):
+    done = checkpoint.steps(model_dir)
+    hosts.check_alike("the configuration", _digest(config_text), "start the same command with the same files on all")
+    hosts.check_alike("the list of checkpoints in MODEL_DIR", f"{done}", _SHARED)
+    if _is_finished(job, done):
         return
     start.compilation_cache()
     start.keep_memory()
     devices = jax.devices()
     mesh = job.partition.build(devices)
-    shards = batching.owned_shards(job.data_shards, jax.process_index(), jax.process_count())
+    batching.check_hosts(job.data_shards, hosts.count())
 
     with contextlib.ExitStack() as ending:
         stop = ending.enter_context(loop.StopRequest(job.model_dir))
@@ -79,19 +89,20 @@ def train(job: Job, config_text: str, began: float) -> None:
         resumable = model_dir.is_dir()
         if resumable:
             ending.enter_context(_held(model_dir))
-        done = checkpoint.steps(model_dir)
         program = lay_out(job, mesh)
         batch_shapes = abstract_batch(job, program)
+        share = batching.share(next(iter(batch_shapes.values())), job.data_shards)
         # What can be wrong with the input is found before anything is compiled or written.
         task, explain = open_task(job)
         vocabulary = vocabulary_file(job)
         identity = data_identity(job, task, vocabulary)
         validation.check(job, task)
         saved = find_start(job, program, done, vocabulary, identity)
+        hosts.check_alike("the data", _digest(repr(identity)), "give all hosts the same files")
         streams = examples.train_streams(
-            task, shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
+            task, share.shards, job.data_shards, job.feature_lengths, job.pack, job.seed, job.use_cached_tasks, explain
         )
-        _say_start(job, program, devices)
+        _say_start(job, program, devices, share)
         _say_untrained(task)
 
         ending.enter_context(loop.failures(job.model_dir))
@@ -99,34 +110,43 @@ def train(job: Job, config_text: str, began: float) -> None:
         # The compiler cannot be stopped: where something else fails, nobody waits for it.
         ending.callback(compiling.shutdown, wait=False)
         compiled = compiling.submit(_compile, train_step(job, program), mesh, program.state, batch_shapes)
-        state, position, tokens_before = read_start(job, program, saved, bool(done), shards)
+        state, position, tokens_before = read_start(job, program, saved, bool(done), share.shards)
         plan = _plan(job, devices, int(state["step"]), tokens_before, identity)
-        onto_devices = partial(batching.to_global, shardings={k: s.sharding for k, s in batch_shapes.items()})
+        onto_devices = partial(batching.to_global, shapes=batch_shapes, rows=share.rows)
         batches = batching.TrainBatches(
-            streams, position, job.feature_lengths, job.batch_size // job.data_shards, job.pack, program.convert,
-            onto_devices, plan.first_step, job.train_steps, plan.saves,
+            streams, position, job.feature_lengths, job.batch_size // job.data_shards, share, job.pack,
+            program.convert, onto_devices, plan.first_step, job.train_steps, plan.saves,
         )  # fmt: skip
         ending.callback(batches.close)
         batches.wait_for_first()
-        if not resumable:
+        if not resumable and hosts.is_first():
             model_dir.mkdir(parents=True, exist_ok=True)
             ending.enter_context(_held(model_dir))
         _describe(config_text, vocabulary, model_dir)
+        _check_shared(config_text, model_dir)
         checkpoints = ending.enter_context(checkpoint.manager(job.model_dir, job.keep_checkpoints))
-        writer = MetricsWriter(job.model_dir, plan.first_step, active=jax.process_index() == 0)
+        writer = MetricsWriter(job.model_dir, plan.first_step, active=hosts.is_first())
         ending.callback(writer.close)
-        evaluate = validation.evaluator(job, program, task, explain, writer, onto_devices, stop.seen)
+        watchdog = Watchdog(job.hang_timeout, partial(loop.safe, job.model_dir))
+
+        def stopped() -> bool:
+            watchdog.moved("a batch of an evaluation is under way")
+            return bool(stop.seen_anywhere())
+
+        evaluate = validation.evaluator(job, program, task, explain, writer, onto_devices, share.rows, stopped)
         compiled_step = compiled.result()
         say(f"ready after {time.monotonic() - began:.1f} s; training from step {plan.first_step} to {job.train_steps}")
         stop.training()
-        if done and validation.is_missing(job, task, plan.first_step):
+        ending.enter_context(watchdog)
+        # Only the first host knows: it writes what the others would read.
+        if done and hosts.any_of(hosts.is_first() and validation.is_missing(job, task, plan.first_step)):
             if not evaluate(state["params"], plan.first_step):
                 raise loop.preempted(plan, plan.first_step)
         loop.run(
-            plan, state, compiled_step, batches, checkpoints, writer, evaluate, stop,
+            plan, state, compiled_step, batches, checkpoints, writer, evaluate, stop, watchdog,
             lambda: say(f"first step done after {time.monotonic() - began:.1f} s"),
         )  # fmt: skip
-    if jax.process_index() == 0:
+    if hosts.is_first():
         (model_dir / DONE).touch()
         say(f"done: step {job.train_steps} is saved in {model_dir}")
 
@@ -142,7 +162,7 @@ def _is_finished(job: Job, done: list[int]) -> bool:
 
 def _held(model_dir: epath.Path) -> contextlib.AbstractContextManager:
     """The first host keeps the directory for the run."""
-    return contextlib.nullcontext() if jax.process_index() else output.held(model_dir, "--gin.MODEL_DIR")
+    return output.held(model_dir, "--gin.MODEL_DIR") if hosts.is_first() else contextlib.nullcontext()
 
 
 def vocabulary_file(job: Job) -> bytes | None:
@@ -171,6 +191,10 @@ def data_identity(job: Job, task, vocabulary: bytes | None) -> dict:
         "--gin.VOCABULARY": _known_as(vocabulary),
         **data,
     }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _known_as(vocabulary: bytes | None) -> str:
@@ -265,7 +289,7 @@ def _plan(job: Job, devices, first_step: int, tokens_before: int, identity: dict
 
 def _describe(config_text: str, vocabulary: bytes | None, model_dir: epath.Path) -> None:
     """Makes the model directory self-describing: its configuration and its vocabulary."""
-    if jax.process_index():
+    if not hosts.is_first():
         return
     (model_dir / DONE).unlink(missing_ok=True)
     write_whole(model_dir / CONFIG, config_text.encode())
@@ -279,8 +303,23 @@ def _say_untrained(task) -> None:
         say(f"without a split train, so not trained on: {', '.join(others)}")
 
 
-def _say_start(job: Job, program: Program, devices) -> None:
+def _check_shared(config_text: str, model_dir: epath.Path) -> None:
+    """Refuses a MODEL_DIR that is not one folder for all hosts, once the first one has described it."""
+    hosts.check_alike("the beginning", "", _SHARED)
+    end = time.monotonic() + _FILE_SYSTEM
+    while not (found := hosts.is_first() or _holds(model_dir / CONFIG, config_text)) and time.monotonic() < end:
+        time.sleep(1)
+    hosts.check_alike("MODEL_DIR", f"{model_dir}" if found else "another folder of the same name", _SHARED)
+
+
+def _holds(path: epath.Path, text: str) -> bool:
+    return path.exists() and path.read_bytes() == text.encode()
+
+
+def _say_start(job: Job, program: Program, devices, share: batching.Share) -> None:
     kinds = f"{len(devices)} x {devices[0].device_kind}"
+    if hosts.count() > 1:
+        kinds += f" of {hosts.count()} hosts, each reading {len(share.shards)} of {job.data_shards} data shards"
     axes = {a: n for a, n in program.mesh.shape.items() if n > 1} or "one device"
     say(
         f"{network.count(program.params):,} parameters on {kinds} (mesh {axes}); batch {job.batch_size} x "

@@ -3,7 +3,10 @@
 import itertools
 import re
 import time
+from types import SimpleNamespace
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,7 +104,7 @@ def test_batches_do_not_depend_on_the_number_of_hosts(task):
     def batch(hosts):
         found = []
         for host in range(hosts):
-            owned = batches.owned_shards(SHARDS, host, hosts)
+            owned = range(host * SHARDS // hosts, (host + 1) * SHARDS // hosts)
             streams = opened(task, owned)
             found += [row for shard in owned for row in tokens(streams[shard].take(2))]
         return found
@@ -117,16 +120,45 @@ def test_seeds_change_the_batches(task):
     assert first == again != other
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_own_whole_shards_and_together_all(hosts):
-    owned = [batches.owned_shards(8, host, hosts) for host in range(hosts)]
-    assert sum(owned, []) == list(range(8))
+class Layout:
+    """Of 16 rows over the devices of several hosts: for each device its host, its first row and the end."""
+
+    def __init__(self, *devices):
+        self.devices = devices
+
+    def devices_indices_map(self, shape):
+        rows = ((host, slice(first, end)) for host, first, end in self.devices)
+        return {Device(k, host): (own, slice(None)) for k, (host, own) in enumerate(rows)}
+
+
+class Device(NamedTuple):
+    number: int
+    process_index: int
+
+
+@pytest.mark.parametrize(
+    ("host", "devices", "expected"),
+    [
+        # A batch cut over two hosts.
+        (0, [(0, 0, 4), (0, 4, 8), (1, 8, 12), (1, 12, 16)], (range(8), [0, 1], [0, 1])),
+        (1, [(0, 0, 4), (0, 4, 8), (1, 8, 12), (1, 12, 16)], (range(8, 16), [2, 3], [2, 3])),
+        # Over two, each of which is two that compute the same rows: one of them saves the position.
+        (1, [(0, 0, 8), (1, 0, 8), (2, 8, 16), (3, 8, 16)], (range(8), [0, 1], [])),
+        (2, [(0, 0, 8), (1, 0, 8), (2, 8, 16), (3, 8, 16)], (range(8, 16), [2, 3], [2, 3])),
+        # In the order of a torus, and with a shard on two hosts.
+        (1, [(0, 0, 2), (1, 2, 4), (0, 8, 12), (1, 12, 16)], ([2, 3, 12, 13, 14, 15], [0, 3], [3])),
+    ],
+)
+def test_a_host_reads_the_shards_of_the_rows_that_its_devices_hold(monkeypatch, host, devices, expected):
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    found = batches.share(SimpleNamespace(shape=(16, 40), sharding=Layout(*devices)), 4)
+    assert (found.rows, found.shards, found.owned) == (list(expected[0]), *expected[1:])
 
 
 def test_shards_that_do_not_divide_are_refused():
-    message = r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host owns whole .*--gin\.DATA_SHARDS=8"
+    message = r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host reads whole .*--gin\.DATA_SHARDS=8"
     with pytest.raises(UserError, match=message):
-        batches.owned_shards(6, 0, 4)
+        batches.check_hosts(6, 4)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +186,10 @@ def test_a_proposed_batch_fits_the_mesh_and_the_shards():
 
 
 def train_batches(streams, restore=None, first=0, last=10, snapshots=lambda step: step % 3 == 0):
+    shards = sorted(streams)
+    share = batches.Share(list(range(2 * len(shards))), shards, shards)
     return batches.TrainBatches(
-        streams, restore, LENGTHS, 2, True, encoder_decoder, lambda rows: rows, first, last, snapshots
+        streams, restore, LENGTHS, 2, share, True, encoder_decoder, lambda rows: rows, first, last, snapshots
     )
 
 
@@ -228,7 +262,9 @@ def test_a_record_that_cannot_be_read_is_met_once():
 def test_evaluation_covers_each_example_once(hosts, pack):
     parts = [
         list(
-            batches.eval_batches(stream_of(numbered(37), pack), LENGTHS, 8, pack, encoder_decoder, None, (host, hosts))
+            batches.eval_batches(
+                stream_of(numbered(37), pack), LENGTHS, 8, pack, encoder_decoder, None, range(host, 8, hosts)
+            )
         )
         for host in range(hosts)
     ]
@@ -240,10 +276,7 @@ def test_evaluation_covers_each_example_once(hosts, pack):
         seen += batch["decoder_target_tokens"][present].tolist()
     expected = [n for e in numbered(37).as_numpy_iterator() for n in e["targets"].tolist()]
     assert sorted(seen) == sorted(expected)
-    assert (
-        len(list(batches.eval_batches(stream_of(numbered(37), False), LENGTHS, 8, False, encoder_decoder, 2, (0, 1))))
-        == 2
-    )
+    assert len(list(batches.eval_batches(stream_of(numbered(37), False), LENGTHS, 8, False, encoder_decoder, 2))) == 2
 
 
 def test_evaluation_streams_read_the_split_in_order(task):

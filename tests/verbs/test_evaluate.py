@@ -336,7 +336,7 @@ def test_rows_are_as_long_as_their_examples_and_give_the_numbers_of_whole_rows(t
     with model_dir.restored(f"{trained}@8", (), [*macros, f"TASK_FEATURE_LENGTHS={lengths}"]) as model:
         task, explain = open_task(model.job)
         [(_, stream)] = examples.evaluation_streams(task, "validation", lengths, False, 0, False, explain)
-        whole = batches.eval_batches(stream, lengths, 8, False, model.program.convert, None, (0, 1))
+        whole = batches.eval_batches(stream, lengths, 8, False, model.program.convert, None)
         placed = ({name: model.place(array) for name, array in batch.items()} for batch in whole)
         expected = of_batches(program.eval_step(model.program), model.params, placed)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
