@@ -71,6 +71,9 @@ def add(actions, verb: Callable[..., argparse.ArgumentParser], seconds: Callable
     capacity.add_argument("--reserved", action="store_true", help="of the project's reservation")
     launch.add_argument("--internal_ips", action="store_true", help="no external addresses; needs a NAT")
     launch.add_argument("--watch", action="store_true", help="and watch it to its end")
+    launch.add_argument(
+        "--publish_only", action="store_true", help="bring the job into the bucket, for GKE, SkyPilot or your own hosts"
+    )
     polling(launch, 60)
     run.add_argument("--tpu", required=True, metavar="T", help="the TPU VM")
     run.add_argument("--zone", required=True, metavar="Z", help="of it")

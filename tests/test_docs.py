@@ -38,6 +38,9 @@ PAGES = [
     "docs/performance.md",
 ]
 
+# tests/tpu/test_guide.py follows it.
+GUIDE = "docs/launch_on_tpu.md"
+
 TINY = [
     "architecture.Architecture.embed_dim=32",
     "architecture.Architecture.num_heads=2",
@@ -160,7 +163,7 @@ def test_every_command_of_the_examples_runs(page, tmp_path, monkeypatch, capsys)
 
 def test_all_pages_are_tested_and_linked():
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    assert pages | {"README.md"} == set(PAGES)
+    assert pages | {"README.md"} == {*PAGES, GUIDE}
     readme = (ROOT / "README.md").read_text()
     for page in pages:
         assert f"({page})" in readme, f"README.md does not lead to {page}"

@@ -52,14 +52,19 @@ def _job(args, make: Callable[..., JobSpec], **known) -> JobSpec:
 
 def _launch(args, make: Callable[..., JobSpec]) -> None:
     job = _job(args, make)
+    if not args.publish_only:
+        spec.check_queued(job)
     prepared = launch.prepare(job, Path.cwd(), say)
-    now = time.time()
     if args.dry_run:
         gcloud.call = launch.Rehearsal()
-        launch.start(launch.publish(prepared, now), lambda text: None, args.poll_seconds)
+    launched = launch.publish(prepared, time.time(), "others" if args.publish_only else None)
+    if args.publish_only:
+        record.upload(str(request.STARTUP), f"{job.url}/startup.py")
+        say(f"every host is to run: python3 startup.py {job.url}")
         return
-    launched = launch.publish(prepared, now)
-    launch.start(launched, say, args.poll_seconds)
+    launch.start(launched, (lambda text: None) if args.dry_run else say, args.poll_seconds)
+    if args.dry_run:
+        return
     where = f"--name={job.name} --bucket={job.bucket}"
     if args.watch:
         _watched(launched, args)
@@ -113,7 +118,7 @@ def _watch(args) -> None:
     launched, values = _of(args)
     if values.get("tpu"):
         raise UserError(
-            f"{args.name} runs on a TPU VM of yours", "watch makes and ends queued resources", "see t5x_lite tpu status"
+            f"{args.name} runs on machines of yours", "watch makes and ends queued resources", "see t5x_lite tpu status"
         )
     _watched(launched, args)
 
@@ -161,6 +166,8 @@ def _ssh(args) -> None:
     job = launched.job
     seen = look(launched, time.time()).seen
     node, zone = values.get("tpu"), job.zones[0]
+    if node == "others":
+        raise UserError(f"{job.name} was published only", "its machines are not known here", "ask what runs it")
     if not node:
         if seen.claim is None:
             raise RunError(f"{job.name} has no machines", "nothing was done", "see t5x_lite tpu status")
@@ -186,7 +193,7 @@ def _stop(args) -> None:
     if found.seen.outcome is None:
         write_outcome(launched, found, Outcome("stopped", "t5x_lite tpu stop"))
     if values.get("tpu"):
-        say(f"{args.name} saves and stops within a minute; {values['tpu']} is yours and stays")
+        say(f"{args.name} saves and stops within a minute; its machines are yours and stay")
         return
     action = watch(launched, say, args.poll_seconds)
     say(f"nothing of {args.name} is left; it is {action.kind}")

@@ -88,12 +88,6 @@ class JobSpec:
         zones = check_zones(self.zone)
         _text("accelerator", self.accelerator)
         slice_ = hardware.parse(self.accelerator, "--accelerator")
-        if slice_.generation == "tpu7x":
-            raise UserError(
-                f"--accelerator={self.accelerator} is not to be had as a queued resource",
-                "Google lends tpu7x through GKE and Compute Engine only",
-                "use the template tpu/gke/jobset.yaml, see docs/launch_on_tpu.md",
-            )
         _set(self, "accelerator", slice_.accelerator_type)
         _set(self, "num_slices", _whole("num_slices", self.num_slices))
         for name in ("spot", "reserved", "internal_ips"):
@@ -159,6 +153,20 @@ class JobSpec:
 
     def as_json(self) -> dict:
         return dataclasses.asdict(self)
+
+
+def check_queued(job: JobSpec) -> None:
+    """Refuses what is not lent as a queued resource.
+
+    Raises:
+      UserError: it is of such a generation.
+    """
+    if job.slice.generation == "tpu7x":
+        raise UserError(
+            f"--accelerator={job.accelerator} is not to be had as a queued resource",
+            "Google lends tpu7x through GKE and Compute Engine only",
+            "give --publish_only and use the template tpu/gke/jobset.yaml, see docs/launch_on_tpu.md",
+        )
 
 
 def url(bucket: str, name: str) -> str:

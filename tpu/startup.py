@@ -86,8 +86,10 @@ def worker():
     for line in (metadata("attributes/tpu-env") or "").splitlines():
         key, _, value = line.partition(":")
         environment[key.strip()] = value.strip().strip("'\"")
-    index = metadata("attributes/agent-worker-number") or environment.get("WORKER_ID") or "0"
-    return f"{int(environment.get('MEGASCALE_SLICE_ID') or 0)}-{int(index)}"
+    # GKE says it in the environment.
+    index = os.environ.get("TPU_WORKER_ID") or metadata("attributes/agent-worker-number") or "0"
+    slice_ = os.environ.get("MEGASCALE_SLICE_ID") or environment.get("MEGASCALE_SLICE_ID") or "0"
+    return f"{int(slice_)}-{int(index)}"
 
 
 def gcloud(*words, **options):

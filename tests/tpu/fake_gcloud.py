@@ -361,6 +361,23 @@ class Fake:
                 raise Failed("ERROR: (gcloud.storage.cat) The following URLs matched no objects or files:\n" + url)
         return "".join(self.text(url) for url in positionals)
 
+    # What is done once for a project.
+
+    def do_services_enable(self, flags, positionals):
+        pass
+
+    do_projects_add_iam_policy_binding = do_iam_service_accounts_create = do_services_enable
+    do_storage_buckets_add_iam_policy_binding = do_services_enable
+
+    def do_storage_buckets_create(self, flags, positionals):
+        self.state["bucket_missing"] = False
+
+    def do_storage_rsync(self, flags, positionals):
+        source, target = positionals
+        for path in sorted(Path(source).rglob("*")):
+            if path.is_file():
+                self.put(f"{target}/{path.relative_to(source)}", path.read_bytes())
+
     def do_storage_ls(self, flags, positionals):
         found = [url for pattern in positionals for url in self._matching(pattern)]
         if not found:

@@ -34,7 +34,6 @@ def test_names_that_are_some(name):
     ({"accelerator": "v5litepod-12"}, "--accelerator=v5litepod-12 is no accelerator type of v5e"),
     ({"accelerator": "v5lite-16"}, "names no TPU generation"),
     ({"accelerator": "v5e:3x3"}, "is no slice of v5e"),
-    ({"accelerator": "tpu7x-8"}, "tpu/gke/jobset.yaml"),
     ({"zone": "us-west4"}, "--zone is 'us-west4'"),
     ({"zone": "us-west4-a,us-west4-a"}, "names a zone twice"),
     ({"zone": "us-west4-a, us-west4-b"}, "--zone is ' us-west4-b'"),
