@@ -81,14 +81,13 @@ def metadata(path, default=None):
 
 
 def worker():
-    """SLICE-WORKER of this host."""
-    environment = {}
-    for line in (metadata("attributes/tpu-env") or "").splitlines():
-        key, _, value = line.partition(":")
-        environment[key.strip()] = value.strip().strip("'\"")
-    # GKE says it in the environment.
+    """SLICE-WORKER of this host: GKE says it in the environment, Cloud TPU in the metadata."""
     index = os.environ.get("TPU_WORKER_ID") or metadata("attributes/agent-worker-number") or "0"
-    slice_ = os.environ.get("MEGASCALE_SLICE_ID") or environment.get("MEGASCALE_SLICE_ID") or "0"
+    slice_ = os.environ.get("MEGASCALE_SLICE_ID")
+    if slice_ is None:
+        lines = [line.partition(":") for line in (metadata("attributes/tpu-env") or "").splitlines()]
+        known = {key.strip(): value.strip().strip("'\"") for key, _, value in lines}
+        slice_ = known.get("MEGASCALE_SLICE_ID") or "0"
     return f"{int(slice_)}-{int(index)}"
 
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from t5x_lite import config
 from t5x_lite.errors import UserError
 
 
@@ -18,6 +17,8 @@ def _job(args, **given):
     from t5x_lite.tpu.spec import JobSpec
 
     if args.gin_file:
+        from t5x_lite import config
+
         return config.build(config.load(args.gin_file, args.gin, configured="t5x_lite.tpu.spec.JobSpec"), **given)
     if args.gin:
         raise UserError(
