@@ -58,7 +58,10 @@ def prepare(job: JobSpec, folder: Path, say: Callable[[str], None]) -> Prepared:
     model_dir = None
     if job.command[0] == "train":
         say(f"laying the job out on {job.num_slices} x {job.accelerator}: {shlex.join(preflight.dry_run_words(job))}")
-        model_dir = preflight.check_files(job, preflight.dry_run(job, folder), folder)
+        printed = preflight.dry_run(job, folder)
+        for warning in (line for line in printed.splitlines() if line.startswith("warning: ")):
+            say(warning)
+        model_dir = preflight.check_files(job, printed, folder)
         if not bundle.values_of(job.command, "--gin.MODEL_DIR") and model_dir == f"{job.url}/model":
             job = dataclasses.replace(job, command=(*job.command, f"--gin.MODEL_DIR={model_dir}"))
     archive, digest = bundle.build(job, folder)

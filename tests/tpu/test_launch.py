@@ -48,7 +48,7 @@ def laid_out(world, monkeypatch):
 
 
 def make_quick(world, monkeypatch):
-    printed = "MODEL_DIR = None\nVOCABULARY = 'gs://my-bucket/spiece.model'\n"
+    printed = "MODEL_DIR = None\nVOCABULARY = 'gs://my-bucket/spiece.model'\nwarning: does not fit: 1 GiB too much\n"
     monkeypatch.setattr(preflight, "dry_run", lambda job, folder: printed)
 
     def call(words, timeout):
@@ -132,7 +132,8 @@ def test_a_refused_launch_says_why_and_may_be_made_anew(world, laid_out, capfd):
     fake.save()
     command = ["tpu", "launch", "--name=small", *SLICE, "--", *TRAIN]
     assert cli.run(command) == 1
-    assert "TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI" in error and "warning: does not fit: 1 GiB" in error
     assert cli.run([*command, "--gin.RANDOM_SEED=1"]) == 0
     assert cloud(world).state["created"] == 1
 
