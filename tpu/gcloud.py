@@ -15,7 +15,7 @@ from t5x_lite.errors import RunError
 # What an error says, in the order in which it is looked for. Google's own words are in
 # docs.cloud.google.com/tpu/docs/troubleshooting/trouble-tpu-vm and docs.cloud.google.com/storage/docs/json_api.
 _KINDS = (
-    ("auth", r"active account|gcloud auth login|reauthenticat|invalid_grant|UNAUTHENTICATED(?! because)|application-default login"),
+    ("auth", r"active account|gcloud auth login|reauthenticat|invalid_grant|UNAUTHENTICATED(?! because)|default login"),
     ("disabled", r"SERVICE_DISABLED|has not been used in project|API .{0,60}is not enabled|it is disabled"),
     ("precondition", r"\b412\b|pre-?conditions? you specified|conditionNotMet"),
     ("exists", r"ALREADY_EXISTS|already exists|\b409\b"),

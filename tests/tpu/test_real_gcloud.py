@@ -55,7 +55,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         if re.search("/o$", path) and "there" in self.path:
             entry = {"name": "t5x_lite/there/job.json", "bucket": "my-bucket", "generation": "17"}
             times = {"updated": "2026-11-26T02:00:00.123Z", "timeCreated": "2026-11-26T02:00:00.123Z"}
-            return 200, {"items": [{"kind": "storage#object", "size": "3", "metageneration": "1", "storageClass": "STANDARD"} | entry | times]}
+            rest = {"kind": "storage#object", "size": "3", "metageneration": "1", "storageClass": "STANDARD"}
+            return 200, {"items": [rest | entry | times]}
         if re.search("/o$", path):
             return 200, {"kind": "storage#objects"}
         return 404, {"error": {"code": 404, "message": "it was not found", "status": "NOT_FOUND"}}
