@@ -146,6 +146,8 @@ def parser() -> argparse.ArgumentParser:
 
     _verb(verbs, "config", "config", "print the resolved configuration", gin=True)
 
+    _add_precompile(verbs)
+
     _add_convert(verbs)
 
     vocab = _verb(verbs, "vocab", "vocab", "train a SentencePiece vocabulary")
@@ -311,6 +313,25 @@ def _add_tasks(verbs) -> None:
     )
     cache.epilog += "; what follows -- goes to Beam, such as -- --runner=DataflowRunner"
     cache.set_defaults(behind=())
+
+
+def _add_precompile(verbs) -> None:
+    summary = "compile a job for a TPU slice that is not here: memory, communication, estimated time and cost"
+    precompile = _verb(verbs, "precompile", "precompile", summary, gin=True)
+    precompile.add_argument("--topology", required=True, metavar="T", help="a TPU slice: v5p:4x4x4 or v5p-128")
+    precompile.add_argument("--num_slices", type=_count, default=1, metavar="N", help="how many such slices")
+    precompile.add_argument(
+        "--program", choices=["train", "eval", "decode", "all"], default="train", help="the step; default: train"
+    )
+    precompile.add_argument("--price", type=_seconds, metavar="USD", help="of a chip for an hour")
+    precompile.add_argument(
+        "--compare",
+        action="append",
+        metavar="NAME=V,V",
+        help="partition, batch_size, microbatches, remat, mesh or a gin name, with values to rank; may be repeated",
+    )
+    precompile.add_argument("--output", type=_path, metavar="F.json", help="all figures")
+    precompile.add_argument("--html", type=_path, metavar="F.html", help="one self-contained page")
 
 
 def _add_convert(verbs) -> None:

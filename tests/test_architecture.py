@@ -60,7 +60,11 @@ MAY_IMPORT = {
 COMPOSED = {
     "demo": {"train", "infer", "report"},
     "train": {"dry_run"},
-    "report": {"report_chart"},
+    "report": {"page", "report_chart"},
+    "precompile": {"precompile_compare", "precompile_page", "precompile_text", "precompile_warnings"},
+    "precompile_compare": {"precompile", "precompile_text"},
+    "precompile_page": {"page", "precompile_text"},
+    "precompile_warnings": {"precompile_text"},
     "infer": {"infer_task"},
     "evaluate": {"evaluate_steps"},
     "score": {"infer"},
