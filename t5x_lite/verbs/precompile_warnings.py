@@ -74,8 +74,8 @@ def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collect
         parts = max(c.devices for c in failed)
         yield (
             f"gathers turned into all-reduces: {sum(c.times for c in failed)} a step send {size(sent)} a device, "
-            f"twice what a gather would: the shards of {job.model.embed_dim} over {parts} devices are too thin; let fsdp be "
-            f"at most {max(job.model.embed_dim // 128, 1)} and data take the rest"
+            f"twice what a gather would: the shards of {job.model.embed_dim} over {parts} devices are too thin; let "
+            f"fsdp be at most {max(job.model.embed_dim // 128, 1)} and data take the rest"
         )
 
 
