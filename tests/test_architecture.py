@@ -64,7 +64,6 @@ COMPOSED = {
     "precompile": {"precompile_compare", "precompile_page", "precompile_text", "precompile_warnings"},
     "precompile_compare": {"precompile", "precompile_text"},
     "precompile_page": {"page", "precompile_text"},
-    "precompile_warnings": {"precompile_text"},
     "infer": {"infer_task"},
     "evaluate": {"evaluate_steps"},
     "score": {"infer"},

@@ -35,6 +35,7 @@ PAGES = [
     "docs/convert.md",
     "docs/tpu.md",
     "docs/multi_host.md",
+    "docs/precompile.md",
     "docs/performance.md",
 ]
 
@@ -56,7 +57,7 @@ TINY = [
     "DATA_SHARDS=2",
 ]
 # Commands that other tests run: the packaging tests, make itself, and the benchmarks' own tests.
-ELSEWHERE = ("make ", "pip ", "git ", "cd ", "t5x_lite demo", "t5x_lite bench")
+ELSEWHERE = ("make ", "pip ", "git ", "cd ", "t5x_lite demo", "t5x_lite bench", "t5x_lite precompile")
 
 
 def commands(page: str) -> list[str]:

@@ -5,7 +5,6 @@ own figure; times are estimates of its cost model and of bandwidths, and are cal
 """
 
 import json
-import os
 import re
 import tempfile
 import time
@@ -23,6 +22,7 @@ from t5x_lite.job import UNUSED_WHEN_DRY, Job
 from t5x_lite.model import decoding, flops, network
 from t5x_lite.parallel import collectives, compile_only, hlo, jaxprs, roofline
 from t5x_lite.parallel.chips import CHIPS
+from t5x_lite.parameter_table import bytes_a_device, shown
 from t5x_lite.verbs import precompile_page, precompile_text, precompile_warnings
 
 PROGRAMS = ("train", "eval", "decode")
@@ -43,6 +43,7 @@ def main(args) -> None:
 
         precompile_compare.run(args)
         return
+    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine stays free
     make = config.load(args.gin_file, args.gin, optional=UNUSED_WHEN_DRY)
     job = config.build(make)
     where = slice_of(args.topology, args.num_slices)
@@ -93,7 +94,6 @@ def slice_of(topology: str, num_slices: int) -> dict:
     from t5x_lite.tpu import hardware
 
     wanted = hardware.parse(topology)
-    quiet_libtpu(wanted.accelerator_type)
     devices = compile_only.devices(wanted.generation, wanted.shape, num_slices)
     return {
         "topology": f"{wanted.generation}:{'x'.join(map(str, wanted.shape))}",
@@ -104,24 +104,6 @@ def slice_of(topology: str, num_slices: int) -> dict:
         "chips": wanted.chips * num_slices,
         "devices": devices,
     }
-
-
-def quiet_libtpu(accelerator_type: str) -> None:
-    """What libtpu reads from its environment, where the user has not said otherwise: it must look for no TPU here.
-
-    A second process may compile beside this one, and nothing but an error is worth a line.
-    """
-    jax.config.update("jax_platforms", "cpu")
-    # What it compiles for a slice that is not here it can write to JAX's cache but never read back.
-    jax.config.update("jax_enable_compilation_cache", False)
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": accelerator_type,
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def estimate(job: Job, where: Mapping, name: str) -> dict:
@@ -217,6 +199,8 @@ def compile_(lowered) -> tuple[str | None, object]:
     Raises:
       RunError: it failed for another reason.
     """
+    # JAX's cache could be written for a slice that is not here, but never read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "xla_dump_to": folder,
@@ -251,20 +235,17 @@ def memory_by_kind(laid: programs.Program, arguments, traced, name: str, memory,
     counted on the traced program; temporaries are the rest of what the compiler allocates.
     """
     usable = int(chip.usable_hbm_gib * 2**30)
-    parameters = sum(map(jaxprs.share, jax.tree.leaves(laid.params)))
-    optimizer = sum(map(jaxprs.share, jax.tree.leaves(laid.state["opt_state"]))) if name == "train" else 0
-    given = sum(map(jaxprs.share, jax.tree.leaves(arguments)))
+    parameters = bytes_a_device(laid.params)
+    optimizer = bytes_a_device(laid.state["opt_state"]) if name == "train" else 0
+    given = bytes_a_device(arguments)
     kept = jaxprs.kept_for_backward(traced.jaxpr) if name == "train" else 0
     kinds = {"parameters": parameters, "optimizer": optimizer, "activations": kept}
-    shown = precompile_text.size(usable)
     if isinstance(memory, str):
         needed = refused_bytes(memory, given)
         rest = max(needed - sum(kinds.values()), 0)
-        shown = (
-            f"the compiler needs at least {needed / 2**30:,.2f} GiB a device where {usable / 2**30:,.2f} are to be had"
-        )
+        why = f"the compiler needs at least {shown(needed)} a device where a program can have {shown(usable)}"
         return kinds | {
-            "temporaries": rest, "total": needed, "usable": usable, "fits": False, "verdict": f"does not fit: {shown}",
+            "temporaries": rest, "total": needed, "usable": usable, "fits": False, "verdict": f"does not fit: {why}",
             "compiler": memory.splitlines()[0],
         }  # fmt: skip
     kinds["activations"] = min(kept, memory.temp_size_in_bytes)
@@ -280,7 +261,7 @@ def memory_by_kind(laid: programs.Program, arguments, traced, name: str, memory,
         "peak": memory.peak_memory_in_bytes,
         "usable": usable,
         "fits": fits,
-        "verdict": f"{'fits' if fits else 'does not fit'}: {precompile_text.size(total)} a device of {shown}",
+        "verdict": f"{'fits' if fits else 'does not fit'}: {shown(total)} a device of {shown(usable)}",
     }
 
 

@@ -10,9 +10,10 @@ from t5x_lite.verbs.precompile_text import ASSUMPTIONS, line
 _WIDTH, _ROW, _LEFT, _RIGHT = 960, 34, 190, 90
 
 _STYLE = """
-.bars rect { fill: var(--colour); } .bars text { font-size: 15px; } .bars text.name { fill: var(--ink); }
+.bars { margin: 1.2rem 0; } .bars rect { fill: var(--colour); }
+.bars text { font-size: 15px; } .bars text.name { fill: var(--ink); }
 .bars .limit { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 6 4; }
-.legend li::before { border-top-width: .7em; vertical-align: 0; width: .7em; }
+.bars .legend li:not(.level)::before { border-top-width: .7em; vertical-align: 0; width: .7em; }
 .warning { border-left: 4px solid var(--c1); padding: .2rem .8rem; margin: .5rem 0; background: var(--card); }
 .verdict { font-size: 1.15rem; } .no { color: var(--c1); font-weight: 600; }
 """
@@ -77,8 +78,9 @@ def _headline(report: Mapping) -> str:
 
 
 def _memory(memory: Mapping) -> str:
-    kinds = ("parameters", "optimizer", "activations", "temporaries", "batch", "outputs", "code")
-    parts = [(kind, memory.get(kind, 0) / 2**30) for kind in kinds]
+    kinds = ("parameters", "optimizer", "activations", "temporaries")
+    parts = [(kind, memory[kind] / 2**30) for kind in kinds]
+    parts.append(("batch, outputs and code", memory["total"] / 2**30 - sum(value for _, value in parts)))
     return bars("Memory of a device", [("the program", parts)], "GiB", ("usable HBM", memory["usable"] / 2**30))
 
 

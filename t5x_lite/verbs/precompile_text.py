@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from t5x_lite.parallel.roofline import KERNEL_EFFICIENCY
+from t5x_lite.parameter_table import shown
 
 ASSUMPTIONS = (
     "Nothing ran on a TPU. Memory is what the compiler allocates; it is exact for this version of libtpu.",
@@ -63,10 +64,10 @@ def text(report: Mapping) -> str:
 def _memory(memory: Mapping) -> list[str]:
     rows = [("memory of a device", "", "of usable HBM")]
     rows += [
-        (kind, size(memory[kind]), f"{memory[kind] / memory['usable']:.1%}") for kind in _KINDS if memory.get(kind)
+        (kind, shown(memory[kind]), f"{memory[kind] / memory['usable']:.1%}") for kind in _KINDS if memory.get(kind)
     ]
-    rows.append(("total", size(memory["total"]), f"{memory['total'] / memory['usable']:.1%}"))
-    rows.append(("usable HBM", size(memory["usable"]), ""))
+    rows.append(("total", shown(memory["total"]), f"{memory['total'] / memory['usable']:.1%}"))
+    rows.append(("usable HBM", shown(memory["usable"]), ""))
     return table(rows)
 
 
@@ -76,8 +77,8 @@ def _collectives(found: list[Mapping]) -> list[str]:
     rows = [("collectives a step", "over", "devices", "runs", "bytes", "sent a device", "estimated ms")]
     rows += [
         (
-            c["kind"], " x ".join(c["axes"]) or "-", f"{c['devices']}", f"{c['runs']:,}", size(c["bytes"]),
-            size(c["sent_bytes"]), f"{1e3 * c['seconds']:,.2f}",
+            c["kind"], " x ".join(c["axes"]) or "-", f"{c['devices']}", f"{c['runs']:,}", shown(c["bytes"]),
+            shown(c["sent_bytes"]), f"{1e3 * c['seconds']:,.2f}",
         )
         for c in found
     ]  # fmt: skip
@@ -119,14 +120,6 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     return [
         "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows
     ]
-
-
-def size(count: float) -> str:
-    """Bytes as a reader takes them in."""
-    for limit, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= limit:
-            return f"{count / limit:,.2f} {unit}"
-    return f"{count / 2**10:,.1f} KiB"
 
 
 def _seconds(value: float) -> str:

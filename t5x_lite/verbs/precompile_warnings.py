@@ -7,8 +7,8 @@ import jax
 from t5x_lite.job import Job
 from t5x_lite.parallel import collectives, hlo, jaxprs, partition
 from t5x_lite.parallel.chips import Chip
+from t5x_lite.parameter_table import bytes_a_device, shown
 from t5x_lite.program import Program
-from t5x_lite.verbs.precompile_text import size
 
 # Below this an array is not worth a word.
 _LARGE = 2**26
@@ -28,10 +28,10 @@ def of_program(job: Job, laid: Program, module: hlo.Module, found: Sequence[coll
 def _whole_parameters(laid: Program, chip: Chip) -> Iterator[str]:
     """Parameters that every device holds whole and that fill a twentieth of its memory together."""
     whole = [p for p in jax.tree.leaves(laid.params) if not any(p.sharding.spec)]
-    held = sum(map(jaxprs.share, whole))
+    held = bytes_a_device(whole)
     if laid.mesh.size > 1 and held > chip.usable_hbm_gib * 2**30 / 20:
         yield (
-            f"unsharded parameters: every device holds {size(held)} of them whole; "
+            f"unsharded parameters: every device holds {shown(held)} of them whole; "
             "partition/fsdp.gin cuts parameters over the devices"
         )
 
@@ -42,15 +42,15 @@ def _unfactored(laid: Program) -> Iterator[str]:
     names = [jax.tree_util.keystr(path) for path, _ in state]
     for (_, leaf), name in zip(state, names):
         of_layer = leaf.shape if "['other']" in name else leaf.shape[1:]
-        if ".v['" in name and len(of_layer) > 1 and jaxprs.share(leaf) > _UNFACTORED:
+        if ".v['" in name and len(of_layer) > 1 and bytes_a_device(leaf) > _UNFACTORED:
             yield (
                 f"unfactored optimizer state: {name.split(chr(39))[-2]} of shape {leaf.shape} keeps a whole second "
-                f"moment, {size(jaxprs.share(leaf))} a device: one of its sides is below min_dim_size_to_factor"
+                f"moment, {shown(bytes_a_device(leaf))} a device: one of its sides is below min_dim_size_to_factor"
             )
-    moments = sum(jaxprs.share(leaf) for (_, leaf), name in zip(state, names) if ".mu['" in name or ".nu['" in name)
+    moments = sum(bytes_a_device(leaf) for (_, leaf), name in zip(state, names) if ".mu['" in name or ".nu['" in name)
     if moments > _LARGE:
         yield (
-            f"unfactored optimizer state: whole moments take {size(moments)} a device; optim/adafactor.gin keeps row "
+            f"unfactored optimizer state: whole moments take {shown(moments)} a device; optim/adafactor.gin keeps row "
             "and column means instead"
         )
 
@@ -73,7 +73,7 @@ def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collect
     if sent := sum(c.times * c.sent for c in failed):
         parts = max(c.devices for c in failed)
         yield (
-            f"gathers turned into all-reduces: {sum(c.times for c in failed)} a step send {size(sent)} a device, "
+            f"gathers turned into all-reduces: {sum(c.times for c in failed)} a step send {shown(sent)} a device, "
             f"twice what a gather would: the shards of {job.model.embed_dim} over {parts} devices are too thin; let "
             f"fsdp be at most {max(job.model.embed_dim // 128, 1)} and data take the rest"
         )
