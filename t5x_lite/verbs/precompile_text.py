@@ -67,6 +67,8 @@ def _memory(memory: Mapping) -> list[str]:
         (kind, shown(memory[kind]), f"{memory[kind] / memory['usable']:.1%}") for kind in _KINDS if memory.get(kind)
     ]
     rows.append(("total", shown(memory["total"]), f"{memory['total'] / memory['usable']:.1%}"))
+    if "peak" in memory:
+        rows.append(("  alive at once", shown(memory["peak"]), f"{memory['peak'] / memory['usable']:.1%}"))
     rows.append(("usable HBM", shown(memory["usable"]), ""))
     return table(rows)
 
@@ -110,8 +112,11 @@ def _times(report: Mapping) -> list[str]:
 def _whole(job: Mapping) -> str:
     hours, usd = job["hours"], job["usd"]
     days = f"{_hours(hours['overlapped'])} to {_hours(hours['not_overlapped'])}"
-    cost = f", {usd['overlapped']:,.0f} to {usd['not_overlapped']:,.0f} USD at {job['usd_per_chip_hour']:g} a chip hour"
-    return f"{job['steps']:,} steps take an estimated {days} on {job['chips']:,} chips" + (cost if usd else "")
+    took = f"{job['steps']:,} steps take an estimated {days} on {job['chips']:,} chips"
+    if usd is None:
+        return took
+    price = job["usd_per_chip_hour"]
+    return f"{took}, {usd['overlapped']:,.0f} to {usd['not_overlapped']:,.0f} USD at {price:g} a chip hour"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -237,3 +237,16 @@ def test_variants_are_ranked_and_those_that_fail_say_why(monkeypatch, capsys, tm
 
 def test_columns_are_aligned():
     assert precompile_text.table([("a", "b"), ("cc", "1")]) == ["a   b", "cc  1"]
+
+
+@pytest.mark.parametrize("price, cost", [(None, " chips"), (2.0, "800 to 1,600 USD at 2 a chip hour")])
+def test_the_whole_job_is_told_with_its_cost_where_a_price_is_given(price, cost):
+    speed = {"step_s": 1.0, "mfu": 0.5, "tokens_per_second": 10.0}
+    times = {k: 1.0 for k in ("compute_s", "kernels_s", "hbm_s", "ici_s", "dcn_s", "at_peak_s")}
+    times |= {"bound": "compute", "overlapped": speed, "not_overlapped": speed | {"step_s": 2.0}}
+    report = report_of(fits=True, verdict="fits") | {"roofline": times, "collectives": []}
+    report["whole_job"] = precompile.whole_job(report, 360_000, price)
+    printed = precompile_text.text(report)
+    assert "360,000 steps take an estimated 4.2 days to 8.3 days on 4" + " chips" in printed
+    assert cost in printed
+    assert precompile_page.render("job", [report]).count("USD") == (2 if price else 0)
