@@ -7,6 +7,7 @@
 
 import gzip
 import hashlib
+import importlib.machinery
 import io
 import re
 import tarfile
@@ -117,11 +118,21 @@ def _take_gin_file(name: str, folder: Path, found: dict[str, Path]) -> None:
 
 
 def _take_module(module: str, folder: Path, found: dict[str, Path]) -> None:
-    """Takes a module of the working directory, with the package that it is in; installed ones are none of ours."""
+    """Takes a module of the working directory, with the package that it is in; installed ones are none of ours.
+
+    Raises:
+      UserError: it is nowhere.
+    """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
         return
     top = module.split(".")[0]
     files = [folder / f"{top}.py"] if (folder / f"{top}.py").is_file() else sorted((folder / top).rglob("*.py"))
+    if not files and importlib.machinery.PathFinder.find_spec(top) is None:
+        raise UserError(
+            f"the module {module} is not there",
+            f"there is no {top}.py and no folder {top} in {folder}, whose files go with the code",
+            "correct --module, or change to the folder that holds it",
+        )
     for path in files:
         found[path.relative_to(folder).as_posix()] = path
 

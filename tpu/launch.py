@@ -15,7 +15,7 @@ from pathlib import Path
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.tpu import bundle, gcloud, preflight, record, request
 from t5x_lite.tpu.gcloud import GcloudError
-from t5x_lite.tpu.plan import ENDS, Outcome
+from t5x_lite.tpu.plan import Action, Outcome
 from t5x_lite.tpu.spec import JobSpec
 from t5x_lite.tpu.watch import Launched, look, watch, write_outcome
 
@@ -110,8 +110,7 @@ def start(launched: Launched, say: Callable[[str], None], poll_seconds: float) -
       RunError: it is refused.
     """
     try:
-        until = ("create", "wait", *ENDS)
-        last = watch(launched, say, poll_seconds, until, patience=1)
+        last = watch(launched, say, poll_seconds, _is_queued, patience=1)
     except RunError as error:
         why = str(error).replace("\n", " ")
         try:
@@ -123,6 +122,10 @@ def start(launched: Launched, say: Callable[[str], None], poll_seconds: float) -
         raise RunError(
             f"the job {launched.job.name} was not launched: {last.why}", "nothing of it is left", "see to that"
         )
+
+
+def _is_queued(action: Action) -> bool:
+    return action.kind == "create" or (action.kind == "wait" and bool(action.zone))
 
 
 def run_on(prepared: Prepared, launched: Launched, tpu: str, zone: str) -> list[list[str]]:

@@ -95,7 +95,15 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """The next step: claim, create, delete, delete_node, give_up, wait, or the end: done, failed, stopped."""
+    """The next step: claim, create, delete, delete_node, give_up, wait, or the end: done, failed, stopped.
+
+    Args:
+      kind: as above.
+      why: in words.
+      zone: that the step is in; of "wait": where the claimed attempt is, empty where something else is waited for.
+      claim: of "claim".
+      node: of "delete_node".
+    """
 
     kind: str
     why: str
@@ -154,7 +162,7 @@ def _of_current(seen: Seen, current: Resource) -> Action:
         return _of_failed(seen, current)
     if current.state != "ACTIVE":
         known = current.state in (*_COMING, "SUSPENDING", "DELETING", "STATE_UNSPECIFIED")
-        return Action("wait", where if known else f"{where}, a state that is not known here")
+        return Action("wait", where if known else f"{where}, a state that is not known here", current.zone)
     nodes = [n for n in seen.nodes if n.zone == current.zone]
     if lost := next((n for n in nodes if n.state in _LOST), None):
         return _again(seen, f"{lost.name} is {lost.state}")
@@ -164,7 +172,8 @@ def _of_current(seen: Seen, current: Resource) -> Action:
     began = max(current.created, *(n.created for n in nodes)) or seen.now
     quiet = seen.now - max(began, min(seen.beats, default=0))
     if quiet <= STALE:
-        return Action("wait", f"{where}, {sum(b > began for b in seen.beats)} of {len(seen.beats)} workers reporting")
+        reporting = f"{sum(b > began for b in seen.beats)} of {len(seen.beats)} workers reporting"
+        return Action("wait", f"{where}, {reporting}", current.zone)
     if any(b > began for b in seen.beats):
         return _again(seen, f"a worker has not reported for {quiet / 60:.0f} minutes")
     return _fruitless(

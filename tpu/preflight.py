@@ -47,8 +47,8 @@ def dry_run(job: JobSpec, folder: Path) -> str:
     said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
     refused = next((line for line in said if line.startswith("t5x_lite: error: ")), said[-1])
     raise UserError(
-        f"the job does not fit {job.num_slices} x {job.accelerator}: {refused.removeprefix('t5x_lite: error: ')}",
-        "its dry run refuses it, and nothing has been asked for",
+        f"the job cannot run on {job.num_slices} x {job.accelerator}: {refused.removeprefix('t5x_lite: error: ')}",
+        "its dry run says so, and nothing has been asked for",
         "mend the command behind --, or choose another --accelerator",
     )
 

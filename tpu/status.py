@@ -35,8 +35,12 @@ def lines(launched: Launched, tpu: str | None, now: float) -> Iterator[str]:
         yield f"resource  {resource.zone}: {resource.state}, {whose}{error}"
     for node in seen.nodes:
         yield f"tpu vm    {node.zone}: {node.name} {node.state}"
-    for worker, beat in zip(job.workers, seen.beats):
-        yield f"worker    {_worker(launched, worker, beat, now)}"
+    if any(seen.beats):
+        told = _told(launched)
+        for worker, beat in zip(job.workers, seen.beats):
+            yield f"worker    {_worker(worker, beat, told.get(worker), now)}"
+    else:
+        yield f"workers   none of {len(job.workers)} has reported yet"
     if seen.outcome:
         yield f"ended     {seen.outcome.result}" + (f": {seen.outcome.why}" if seen.outcome.why else "")
     if not tpu:
@@ -44,17 +48,30 @@ def lines(launched: Launched, tpu: str | None, now: float) -> Iterator[str]:
         yield f"next      {action.kind}" + (f": {action.why}" if action.why else "")
 
 
-def _worker(launched: Launched, worker: str, beat: float, now: float) -> str:
-    if not beat:
-        return f"{worker}: nothing heard yet"
-    ago = f"{max(0, now - beat):.0f} s ago"
+def _told(launched: Launched) -> dict[str, dict]:
+    """What each worker said last in this launch."""
     try:
-        told = record.read(f"{launched.job.url}/heartbeat/{worker}") or {}
+        text = record.text_of([f"{launched.job.url}/heartbeat/*"])
     except GcloudError:
-        told = {}
-    if told.get("launched") != launched.launched:
-        return f"{worker}: {ago}, of an earlier launch"
-    return f"{worker}: {told.get('state')}, {told.get('restarts')} restarts, last exit {told.get('last_exit')}, {ago}"
+        return {}
+    told, decoder = {}, json.JSONDecoder()
+    while text := text.strip():
+        try:
+            found, end = decoder.raw_decode(text)
+        except ValueError:
+            break
+        text = text[end:]
+        if isinstance(found, dict) and found.get("launched") == launched.launched:
+            told[found.get("worker")] = found
+    return told
+
+
+def _worker(worker: str, beat: float, told: dict | None, now: float) -> str:
+    if told is None:
+        return f"{worker}: nothing heard yet"
+    state, restarts, last = (told.get(key) for key in ("state", "restarts", "last_exit"))
+    exits = "" if last is None else f", last exit {last}"
+    return f"{worker}: {state}, {restarts} restarts{exits}, {max(0, now - beat):.0f} s ago"
 
 
 def _time(seconds: float) -> str:
@@ -82,8 +99,3 @@ def log_parts(url: str, worker: str) -> list[str]:
       GcloudError: they cannot be listed.
     """
     return sorted(record.listing(f"{url}/logs/{worker}/*"))
-
-
-def as_json(values: dict) -> str:
-    """A record to read."""
-    return json.dumps(values, indent=1, sort_keys=True)

@@ -169,16 +169,16 @@ def watch(
     launched: Launched,
     say: Callable[[str], None],
     poll_seconds: float = 60,
-    until: tuple[str, ...] = ENDS,
+    until: Callable[[Action], bool] = lambda action: False,
     patience: int = _PATIENCE,
 ) -> Action:
-    """Takes steps until the job has ended and nothing of it is left, or until a step of a kind in `until` is taken.
+    """Takes steps until the job has ended and nothing of it is left, or until one is taken that is enough.
 
     Args:
       launched: the job.
       say: takes a line whenever something is new.
       poll_seconds: between looks, while there is nothing to do but wait.
-      until: kinds of steps.
+      until: whether a step is enough.
       patience: how often in a row a command may be refused for want of quota, or for no known reason.
 
     Returns:
@@ -203,7 +203,7 @@ def watch(
             refusals = 0
             if between:
                 say(between)
-            if action.kind in until:
+            if until(action):
                 return action
         except GcloudError as error:
             refusals += error.kind not in gcloud.TRANSIENT

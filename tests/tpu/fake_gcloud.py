@@ -257,7 +257,8 @@ class Fake:
             hosts = max(1, int(job["accelerator"].rpartition("-")[2]) // 4) if job["accelerator"][-2:] != "-8" else 1
             for s in range(job["num_slices"]):
                 for w in range(hosts):
-                    self.put(f"{url}/heartbeat/{s}-{w}", json.dumps({"launched": job["launched"]}).encode())
+                    beat = {"launched": job["launched"], "worker": f"{s}-{w}", "state": "running", "restarts": 0}
+                    self.put(f"{url}/heartbeat/{s}-{w}", json.dumps(beat).encode())
             if ended and f"{url}/exit.json" not in self.state["objects"]:
                 outcome = {"launched": job["launched"], "result": result, "why": "a worker says so"}
                 self.put(f"{url}/exit.json", json.dumps(outcome).encode())
@@ -359,7 +360,7 @@ class Fake:
         for url in positionals:
             if not self._matching(url):
                 raise Failed("ERROR: (gcloud.storage.cat) The following URLs matched no objects or files:\n" + url)
-        return "".join(self.text(url) for url in positionals)
+        return "".join(self.text(found) for url in positionals for found in self._matching(url))
 
     # What is done once for a project.
 

@@ -72,7 +72,7 @@ def future(world, *futures):
 
 def test_from_launch_to_the_end(world, capfd, monkeypatch):
     """Every verb in turn, the first with the real dry run and the program gcloud."""
-    future(world, ["PROVISIONING", "ACTIVE*", "ACTIVE*", "SUSPENDED"], ["ACTIVE*", "ACTIVE!done"])
+    future(world, ["PROVISIONING", *["ACTIVE*"] * 8, "SUSPENDED"], ["ACTIVE*", "ACTIVE!done"])
     command = ["tpu", "launch", "--name=small", *SLICE, "--spot", "--poll_seconds=0.01", "--", *TRAIN]
     assert cli.run(command) == 0, capfd.readouterr().err
     out = capfd.readouterr().out
@@ -89,6 +89,9 @@ def test_from_launch_to_the_end(world, capfd, monkeypatch):
     assert cli.run(["tpu", "status", *of]) == 0
     shown = capfd.readouterr().out
     assert "small: 1 x v5litepod-16, 4 hosts, spot" in shown and "us-west4-a: ACTIVE, attempt 1" in shown
+    assert "workers   none of 4 has reported yet" in shown
+    assert cli.run(["tpu", "status", *of]) == 0 and cli.run(["tpu", "status", *of]) == 0
+    assert re.search(r"worker    0-3: running, 0 restarts, \d+ s ago", capfd.readouterr().out)
     assert cli.run(["tpu", "list", "--project=my-project", "--zone=us-west4-a"]) == 0
     assert re.search(r"small +us-west4-a +ACTIVE +v5litepod-16 +gs://my-bucket/t5x_lite/small", capfd.readouterr().out)
     assert cli.run(["tpu", "ssh", *of, "--worker=all", "--", "ls", "-l"]) == 0
@@ -113,8 +116,8 @@ def test_from_launch_to_the_end(world, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("changed, said", [
-    (["--gin.BATCH_SIZE=30"], "does not fit 1 x v5litepod-16"),
-    (["--gin.TRAIN_STEPS=few"], "does not fit 1 x v5litepod-16"),
+    (["--gin.BATCH_SIZE=30"], "cannot run on 1 x v5litepod-16"),
+    (["--gin.TRAIN_STEPS=few"], "cannot run on 1 x v5litepod-16"),
     (["--gin.MODEL_DIR=runs/small"], "is not in a bucket"),
     (["--gin.VOCABULARY=spiece.model"], "--include=spiece.model"),
 ])  # fmt: skip
@@ -275,6 +278,13 @@ def test_the_bundle_is_the_same_for_the_same_files_and_whole(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path / "there/code")}, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("t5x_lite ")
+
+
+def test_a_module_that_is_nowhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--name=small", *SLICE, "--accelerator=v5litepod-8"]
+    assert cli.run(["tpu", "launch", *flags, "--", "eval", "--module=no_such_tasks"]) == 2
+    assert "the module no_such_tasks is not there" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("include", ["../x", "/etc/hosts", "missing"])

@@ -5,10 +5,11 @@ import random
 import pytest
 
 from t5x_lite.errors import RunError, UserError
-from t5x_lite.tpu import gcloud
+from t5x_lite.tpu import gcloud, request
 from t5x_lite.tpu.gcloud import GcloudError
+from t5x_lite.tpu.launch import start
 from t5x_lite.tpu.plan import ENDS, next_action
-from t5x_lite.tpu.watch import act, ended, look, read_job, watch
+from t5x_lite.tpu.watch import Launched, act, ended, look, read_job, watch
 
 
 def nothing_left(cloud):
@@ -140,6 +141,21 @@ def test_commands_that_are_killed_or_answer_nonsense(command, fault, cloud, laun
     said = []
     assert watch(job, said.append).kind == "done", said
     assert cloud.state["created"] == 2 and nothing_left(cloud)
+
+
+def test_a_launch_waits_for_what_an_earlier_one_left(cloud, launched, clock):
+    """Its machines are on their way out: the next ones are queued when they are gone, and not given up."""
+    cloud.state["futures"], cloud.state["deleting_looks"] = [["ACTIVE*"], RUNS], 5
+    first = launched()
+    start(first, lambda text: None, 1)
+    assert cloud.state["created"] == 1
+    cloud.become("us-west4-a/small", "ACTIVE!done")
+    assert cloud(request.delete_words("small", "us-west4-a", "my-project"))[0] == 0
+    second = Launched(first.job, clock() + 1)
+    start(second, lambda text: None, 1)
+    assert cloud.state["created"] == 2 and cloud.state["most_live"] == 1
+    start(second, lambda text: None, 1)
+    assert cloud.state["created"] == 2
 
 
 def test_hours_end_a_job_that_waits_for_ever(cloud, launched, clock):
