@@ -30,6 +30,9 @@ from pathlib import Path
 # Ubuntu's images have gcloud as a snap, which is not on the path at boot.
 os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/snap/bin:/usr/local/bin:/usr/bin:/bin"
 
+# Nor has a boot script a home, which gcloud looks for.
+os.environ.setdefault("HOME", os.path.expanduser("~"))
+
 # The installer of the environment, of PyPI, with its hash: it brings the Python of the lock too.
 UV = "uv==0.13.9 --hash=sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19"
 PYTHON = "3.11"
@@ -39,6 +42,9 @@ WRONG_INPUT = 2
 # Failures in a row before the job is given up; a run of half an hour begins the count anew.
 MOST_FAILURES = 8
 HEALTHY_SECONDS = 1800
+
+# Seconds that a job has to save and stop.
+GRACE = 300
 
 
 def after(status, seconds, failures):
@@ -168,7 +174,7 @@ class Host:
         self.bucket, self.job, self.attempt, self.name, self.home = bucket, job, attempt, name, home
         self.state, self.restarts, self.last_exit = "starting", 0, None
         self.ending = None  # why this host stops: a word of the module's docstring, or "preempted"
-        self.process = None
+        self.process, self.asked = None, None  # asked: when it was asked to stop
         self.lock = threading.Lock()
         self.wake = threading.Event()
         self.log = home / "logs" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.log"
@@ -254,6 +260,8 @@ class Host:
                     why = self.look()
                     if why is not None:
                         self.end(why)
+                elif self.asked is not None and time.monotonic() - self.asked > self.job.get("grace_seconds", GRACE):
+                    self.process.kill()
             except Exception as error:  # whatever it is, the next minute is another one
                 say(f"watching failed: {error!r}")
             time.sleep(self.job.get("beat_seconds", 60))
@@ -265,6 +273,7 @@ class Host:
             if self.process is not None and self.process.poll() is None:
                 say(f"stopping the job: {why}")
                 self.process.terminate()
+                self.asked = time.monotonic()
         self.wake.set()
 
     # What it runs.

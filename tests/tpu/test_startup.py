@@ -245,6 +245,16 @@ def test_it_stops_when_told(ends, machine):
     assert deleted == (ends != "superseded")
 
 
+def test_a_job_that_does_not_stop_is_killed(machine):
+    python = script(machine, "trap '' TERM; while :; do sleep 0.1; done")
+    values = publish(machine, ["eval"], python=python, grace_seconds=1)
+    process = machine.boot(1)
+    wait_for(process, machine, lambda: (machine.record("heartbeat/0-0") or {}).get("state") == "running")
+    outcome = {"launched": values["launched"], "result": "stopped"}
+    machine.put("gs://my-bucket/t5x_lite/small/exit.json", json.dumps(outcome).encode())
+    assert process.wait(GUARD) == 0, machine.printed()
+
+
 def test_a_machine_that_came_too_late_does_nothing(machine):
     values = publish(machine, ["eval"], python=script(machine, "exit 1"))
     claim(machine, values, 2)
