@@ -44,6 +44,12 @@ def remat(policy: str) -> str:
 # Beside the shipped examples: other sizes, slices, layouts and policies.
 JOBS = {
     "base_none_v5e": flags("t5_1_1_base", "data", "v5e:4x4", "BATCH_SIZE=256", remat("none")),
+    "base_dots_v5e_microbatches": [
+        "--gin_file=examples/c4_t5_1_1_base_v5e_4x4.gin",
+        f"--gin.{remat('dots')}",
+        "--gin.MICROBATCHES=4",
+        "--topology=v5e:4x4",
+    ],
     "base_dots_v5e_tensor": flags(
         "t5_1_1_base", "tensor", "v5e:2x2", "BATCH_SIZE=64", mesh(data=-1, model=2), remat("dots")
     ),
