@@ -176,12 +176,8 @@ def joined(own: Place | None, timeout: int, safe: Callable[[], str]) -> Iterator
             own.coordinator, own.count, own.number, own.devices, "deactivate", _STARTING, timeout, timeout
         )
     except jax.errors.JaxRuntimeError as error:
-        raise RunError(
-            f"host {own.number} of {own.count} did not meet the others at {own.coordinator} within {_STARTING} s: "
-            f"{str(error).splitlines()[0]}",
-            "nothing has been read or written",
-            "start the same command on all hosts, and let each reach that address",
-        ) from error
+        raise _unmet(own, f": {str(error).splitlines()[0]}") from error
+    end.met = True
     try:
         yield
     except (Preempted, UserError, RunError) as error:
@@ -199,6 +195,14 @@ def joined(own: Place | None, timeout: int, safe: Callable[[], str]) -> Iterator
     restore()
 
 
+def _unmet(own: Place, why: str = f" within {_STARTING} s") -> RunError:
+    return RunError(
+        f"host {own.number} of {own.count} did not meet the others at {own.coordinator}{why}",
+        "nothing has been read or written",
+        "start the same command on all hosts, and let each reach that address",
+    )
+
+
 class _Ending:
     """What the process says and returns when JAX aborts it.
 
@@ -210,6 +214,7 @@ class _Ending:
     def __init__(self, own: Place, timeout: int, safe: Callable[[], str]):
         self._own, self.timeout, self._safe, self._ended = own, timeout, safe, False
         self._error: BaseException | None = None
+        self.met = False  # whether the hosts have found each other
 
     def because(self, error: BaseException | None) -> None:
         """From now on the run has ended, with this error or well: that another host has gone does not matter."""
@@ -236,11 +241,15 @@ class _Ending:
             status = getattr(self._error, "exit_code", 0)
             text = "" if self._error is None else f"t5x_lite: {self._error}\n"
         else:
-            error = RunError(
-                f"host {self._own.number} of {self._own.count} ends because another one was lost, or the connection "
-                "to it: see what JAX says above, and the log of that host",
-                self._safe(),
-                "start the same command on all hosts again",
+            error = (
+                _unmet(self._own)
+                if not self.met
+                else RunError(
+                    f"host {self._own.number} of {self._own.count} ends because another one was lost, or the connection "
+                    "to it: see what JAX says above, and the log of that host",
+                    self._safe(),
+                    "start the same command on all hosts again",
+                )
             )
             text = f"t5x_lite: error: {error}\n"
         os.write(2, text.encode())

@@ -71,10 +71,8 @@ def train(job: Job, config_text: str, began: float) -> None:
     """
     model_dir = epath.Path(job.model_dir)
     output.check_folder(model_dir, "--gin.MODEL_DIR")
-    done = checkpoint.steps(model_dir)
     hosts.check_alike("the configuration", _digest(config_text), "start the same command with the same files on all")
-    hosts.check_alike("the list of checkpoints in MODEL_DIR", f"{done}", _SHARED)
-    if _is_finished(job, done):
+    if _is_finished(job, checkpoint.steps(model_dir)):
         return
     start.compilation_cache()
     start.keep_memory()
@@ -89,6 +87,8 @@ def train(job: Job, config_text: str, began: float) -> None:
         resumable = model_dir.is_dir()
         if resumable:
             ending.enter_context(_held(model_dir))
+        done = checkpoint.steps(model_dir)
+        hosts.check_alike("the list of checkpoints in MODEL_DIR", f"{done}", _SHARED)
         program = lay_out(job, mesh)
         batch_shapes = abstract_batch(job, program)
         share = batching.share(next(iter(batch_shapes.values())), job.data_shards)

@@ -1,7 +1,10 @@
 """Who a host is among several: as flags, environment and clusters say it, and what is refused."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,32 @@ def test_slurm_tells_who_is_who(slurm):
 def test_half_of_the_settings_and_wrong_ones_are_refused(flags, environment, message):
     with pytest.raises(UserError, match=message):
         hosts.place(flags, environment)
+
+
+ALONE = """
+import socket, sys
+from t5x_lite.parallel import hosts
+hosts._STARTING = 3
+with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    port = listener.getsockname()[1]
+with hosts.joined(hosts.Place(f"localhost:{port}", 2, int(sys.argv[1])), 10, lambda: "nothing"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_hosts_that_do_not_meet_end_in_words(number):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(number)], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"t5x_lite: error: host {number} of 2 did not meet the others at localhost:\d+ within \d+ s\. Nothing has been "
+        r"read or written\. Start the same command on all hosts, and let each reach that address\.",
+        done.stderr.splitlines()[-1],
+    ), done.stderr
 
 
 def test_a_verb_of_one_host_is_refused_on_several(slurm):
