@@ -241,19 +241,18 @@ class _Ending:
             status = getattr(self._error, "exit_code", 0)
             text = "" if self._error is None else f"t5x_lite: {self._error}\n"
         else:
-            error = (
-                _unmet(self._own)
-                if not self.met
-                else RunError(
-                    f"host {self._own.number} of {self._own.count} ends because another one was lost, or the connection "
-                    "to it: see what JAX says above, and the log of that host",
-                    self._safe(),
-                    "start the same command on all hosts again",
-                )
-            )
+            error = self._lost() if self.met else _unmet(self._own)
             text = f"t5x_lite: error: {error}\n"
         os.write(2, text.encode())
         os._exit(status)
+
+    def _lost(self) -> RunError:
+        return RunError(
+            f"host {self._own.number} of {self._own.count} ends because another one was lost, or the connection to it: "
+            "see what JAX says above, and the log of that host",
+            self._safe(),
+            "start the same command on all hosts again",
+        )
 
 
 _keep: list[_Ending] = []

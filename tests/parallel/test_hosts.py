@@ -94,8 +94,8 @@ def test_hosts_that_do_not_meet_end_in_words(number):
     )  # fmt: skip
     assert done.returncode == 1
     assert re.fullmatch(
-        rf"t5x_lite: error: host {number} of 2 did not meet the others at localhost:\d+ within \d+ s\. Nothing has been "
-        r"read or written\. Start the same command on all hosts, and let each reach that address\.",
+        rf"t5x_lite: error: host {number} of 2 did not meet the others at localhost:\d+ within \d+ s\. Nothing has "
+        r"been read or written\. Start the same command on all hosts, and let each reach that address\.",
         done.stderr.splitlines()[-1],
     ), done.stderr
 

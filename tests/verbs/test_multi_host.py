@@ -169,6 +169,26 @@ def test_one_hosts_run_goes_on_with_two_that_compute_each_row_together(one, flag
     assert_as_one(directory, one)
 
 
+def test_what_two_hosts_decode_for_the_metrics_of_tasks_is_what_one_does(tmp_path):
+    for path in (ROOT / "examples/movie_reviews").iterdir():
+        shutil.copy(path, tmp_path)
+    short = ["--gin.DATA_SHARDS=2", "--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.LOG_PERIOD=1"]
+    found = {}
+    for count in (1, 2):
+        flags = ["train", "--gin_file=tiny.gin", f"--gin.MODEL_DIR=model{count}", *short]
+        hosts = Hosts(tmp_path, flags, hosts=count, devices=2 // count)
+        assert hosts.end() == [0] * count, hosts.all()
+        folder = tmp_path / f"model{count}/eval"
+        found[count] = {path.name: [*map(json.loads, path.open())] for path in folder.iterdir()}
+    results = {count: found[count].pop("results.jsonl") for count in found}
+    assert found[1] == found[2] and len(found[1]) == 2 and all(found[1].values())
+    for one, two in zip(results[1], results[2], strict=True):
+        assert one.keys() == two.keys() and "task_accuracy" in one
+        assert [two[k] for k in one] == [
+            pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for v in one.values()
+        ]
+
+
 def test_a_signal_to_one_host_stops_all_at_one_step(flags_of, tmp_path):
     hosts = Hosts(tmp_path, flags_of(tmp_path / "model", **ENDLESS))
     hosts.wait_for(r"\nstep 20/")
