@@ -1,5 +1,6 @@
 """Hosts as processes of this machine: two train as one does, stop as one, and end when one of them is lost."""
 
+import json
 import os
 import re
 import shutil
