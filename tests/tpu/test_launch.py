@@ -39,6 +39,7 @@ def world(tmp_path, monkeypatch):
 
 
 PROGRAM = gcloud.call
+ROOT = Path(bundle.__file__).parents[1]
 
 
 @pytest.fixture
@@ -278,6 +279,14 @@ def test_the_bundle_is_the_same_for_the_same_files_and_whole(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path / "there/code")}, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("t5x_lite ")
+
+
+def test_the_lock_of_a_tpu_vm_is_the_tested_one_and_libtpu():
+    def pinned(path):
+        return set(re.findall(r"^([\w.-]+(?:\[[\w,]+\])?==[^\\\n]+)", (ROOT / path).read_text(), flags=re.MULTILINE))
+
+    more = {line.split("==")[0] for line in pinned("tpu/requirements.lock") - pinned("requirements.lock")}
+    assert more == {"libtpu"}
 
 
 def test_a_module_that_is_nowhere(tmp_path, monkeypatch, capfd):

@@ -163,11 +163,11 @@ def test_two_preemptions_and_an_exact_end(machine, train_flags, tmp_path_factory
     undisturbed = tmp_path_factory.mktemp("undisturbed") / "model"
     assert cli.run(train_flags(undisturbed, **changed)) == 0
     model = machine.folder / "model"
-    values = publish(machine, train_flags(model, **changed), model_dir=str(model))
+    values = publish(machine, train_flags(model, **changed), model_dir=str(model), beat_seconds=5)
 
     process = machine.boot(1)
     wait_for(process, machine, lambda: re.search(r"step \d+/60", machine.printed()))
-    assert machine.record("heartbeat/0-0")["state"] == "running"
+    assert machine.record("heartbeat/0-0")["worker"] == "0-0"
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(GUARD) == 75, machine.printed()
     assert "preempted: stopped at step" in machine.log() and not (model / "DONE").exists()
