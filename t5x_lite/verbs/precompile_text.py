@@ -67,7 +67,7 @@ def _memory(memory: Mapping) -> list[str]:
         (kind, shown(memory[kind]), f"{memory[kind] / memory['usable']:.1%}") for kind in _KINDS if memory.get(kind)
     ]
     rows.append(("total", shown(memory["total"]), f"{memory['total'] / memory['usable']:.1%}"))
-    if "peak" in memory:
+    if memory.get("peak", memory["total"]) < memory["total"]:  # of small programs it counts VMEM too
         rows.append(("  alive at once", shown(memory["peak"]), f"{memory['peak'] / memory['usable']:.1%}"))
     rows.append(("usable HBM", shown(memory["usable"]), ""))
     return table(rows)
