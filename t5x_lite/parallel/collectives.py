@@ -104,7 +104,7 @@ def found(module: hlo.Module, torus: Torus) -> list[Collective]:
         if i.opcode in KINDS
     }
     result = []
-    for instruction, times in hlo.executed(module):
+    for instruction, times in hlo.executed(module, beside=True):
         opcode = instruction.opcode.removesuffix("-start")
         if opcode in KINDS and instruction.opcode == opcode or instruction.opcode.removesuffix("-start") in KINDS:
             result.append(_collective(opcode, instruction, times, torus))

@@ -170,21 +170,32 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     )
 
 
-def executed(module: Module, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+def executed(
+    module: Module, computation: str | None = None, times: int = 1, beside: bool = False
+) -> Iterator[tuple[Instruction, int]]:
     """Every instruction that runs, with how often: loops count as often as they turn, fusions as one instruction.
 
     All branches of a conditional are taken to run.
+
+    Args:
+      module: the program.
+      computation: where to begin; None: the entry.
+      times: how often that runs.
+      beside: also what SparseCores run beside the program, whose cycles are none of the TensorCore's.
     """
     for instruction in module.computations[computation or module.entry]:
         yield instruction, times
         if instruction.opcode == "while":
             turns = trip_count(module, instruction)
             for body in instruction.called("body"):
-                yield from executed(module, body, times * turns)
+                yield from executed(module, body, times * turns, beside)
         elif instruction.opcode in ("call", "conditional", "async-start"):
             keys = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
             for name in instruction.called(*keys):
-                yield from executed(module, name, times)
+                yield from executed(module, name, times, beside)
+        elif beside and instruction.opcode == "custom-call":
+            for name in instruction.called("called_computations"):
+                yield from executed(module, name, times, beside)
 
 
 def trip_count(module: Module, loop: Instruction) -> int:

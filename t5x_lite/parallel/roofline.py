@@ -69,7 +69,7 @@ def of_program(module: hlo.Module, chip: Chip, collectives: Sequence[Collective]
     for instruction, times in hlo.executed(module):
         moved = hlo.hbm_traffic(module, instruction, named)
         traffic += times * moved
-        if instruction.opcode.removesuffix("-start") in KINDS:
+        if instruction.opcode.removesuffix("-start") in KINDS or _communicates(module, instruction):
             continue  # the network's
         if instruction.opcode == "custom-call" and instruction.target not in _MARKS:
             kernels += times * kernel_seconds(instruction, named, chip)
@@ -81,6 +81,12 @@ def of_program(module: hlo.Module, chip: Chip, collectives: Sequence[Collective]
     ici = sum(c.times * c.seconds for c in collectives if c.kind != DCN)
     compute = cycles / chip.clock + kernels
     return Roofline(compute, kernels, traffic / chip.hbm_bandwidth, ici, dcn, uncounted)
+
+
+def _communicates(module: hlo.Module, call: hlo.Instruction) -> bool:
+    """Whether it has a SparseCore run a collective."""
+    called = call.called("called_computations") if call.opcode == "custom-call" else ()
+    return any(i.opcode in KINDS for name in called for i in module.computations[name])
 
 
 def kernel_seconds(call: hlo.Instruction, named: Mapping[str, hlo.Instruction], chip: Chip) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from t5x_lite.parallel import collectives, hlo
+from t5x_lite.parallel import collectives, hlo, roofline
 from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.parallel.collectives import Torus, first_group, found, rings, summed
 from t5x_lite.parallel.partition import Partition
@@ -119,6 +119,33 @@ def test_one_collective_over_several_instructions_counts_once():
     assert scatter.sent == 24 * 128 * 4
     assert gather.seconds == pytest.approx(gather.sent / (2 * CHIPS["v5e"].ici_link))
     assert by_kind[collectives.DCN].seconds == pytest.approx(32 * 128 * 4 / CHIPS["v5e"].dcn)
+
+
+SPARSE = """HloModule m
+
+%gathers (p: bf16[1,4,8]) -> bf16[8,4,8] {
+  %p = bf16[1,4,8]{2,1,0} parameter(0)
+  ROOT %g = bf16[8,4,8]{2,1,0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}, execution_thread="sparsecore"
+
+%beside (p: bf16[1,4,8]) -> bf16[8,4,8] {
+  %p.1 = bf16[1,4,8]{2,1,0} parameter(0)
+  ROOT %c = bf16[8,4,8]{2,1,0} custom-call(%p.1), custom_call_target="x", called_computations={%gathers}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[1,4,8]) -> bf16[8,4,8] {
+  %a = bf16[1,4,8]{2,1,0} parameter(0)
+  %s = ((bf16[1,4,8]{2,1,0}), bf16[8,4,8]{2,1,0}, u32[]) async-start(%a), calls=%beside
+  ROOT %d = bf16[8,4,8]{2,1,0} async-done(%s), calls=%beside
+}
+"""
+
+
+def test_what_a_sparse_core_gathers_beside_the_program_counts():
+    program = hlo.parse(SPARSE)
+    (gather,) = found(program, torus({"fsdp": 8}, (2, 4), "v6e"))
+    assert (gather.kind, gather.times, gather.bytes, gather.axes) == ("all-gather", 1, 8 * 4 * 8 * 2, ("fsdp",))
+    assert roofline.of_program(program, CHIPS["v6e"], [gather]).kernels_s == 0  # no kernel of ours
 
 
 def test_collectives_of_a_real_program_in_a_loop():
