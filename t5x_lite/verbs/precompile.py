@@ -242,7 +242,7 @@ def memory_by_kind(laid: programs.Program, arguments, traced, name: str, memory,
     kinds = {"parameters": parameters, "optimizer": optimizer, "activations": kept}
     if isinstance(memory, str):
         needed = refused_bytes(memory, given)
-        kinds["activations"] = min(kept, max(needed - parameters - optimizer, 0))  # some are not kept but computed again
+        kinds["activations"] = min(kept, max(needed - parameters - optimizer, 0))  # some are fused away
         rest = max(needed - sum(kinds.values()), 0)
         why = f"the compiler needs at least {shown(needed)} a device where a program can have {shown(usable)}"
         return kinds | {
