@@ -27,7 +27,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, safe: Callable[[], str]):
         self._seconds, self._safe = seconds, safe
-        self._doing, self._quiet = "nothing has begun", 0.0
+        self._doing, self._quiet = "the first step is under way", 0.0
         self._ended = threading.Event()
 
     def __enter__(self) -> "Watchdog":

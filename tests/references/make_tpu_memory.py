@@ -44,10 +44,10 @@ def remat(policy: str) -> str:
 # Beside the shipped examples: other sizes, slices, layouts and policies.
 JOBS = {
     "base_none_v5e": flags("t5_1_1_base", "data", "v5e:4x4", "BATCH_SIZE=256", remat("none")),
-    "base_dots_v5e_microbatches": [
+    "base_full_v5e": [
         "--gin_file=examples/c4_t5_1_1_base_v5e_4x4.gin",
-        f"--gin.{remat('dots')}",
-        "--gin.MICROBATCHES=4",
+        f"--gin.{remat('full')}",
+        "--gin.MICROBATCHES=1",
         "--topology=v5e:4x4",
     ],
     "base_dots_v5e_tensor": flags(

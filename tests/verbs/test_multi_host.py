@@ -219,16 +219,16 @@ def test_a_lost_host_ends_the_other_and_says_what_is_safe(number, victim, flags_
 
 
 def test_a_hang_shows_every_thread_and_ends_the_run(flags_of, tmp_path):
-    flags = flags_of(tmp_path / "model", **ENDLESS, HANG_TIMEOUT=8) + ["--gin.HOST_TIMEOUT=1000"]
+    flags = flags_of(tmp_path / "model", **ENDLESS, HANG_TIMEOUT=20) + ["--gin.HOST_TIMEOUT=1000"]
     with Hosts(tmp_path, flags) as hosts:
         hosts.wait_for(r"\nstep 20/")
         hosts.processes[1].send_signal(signal.SIGSTOP)
         assert hosts.processes[0].wait(SECONDS) == 1, hosts.all()
         said = hosts.said(0)
-    assert "t5x_lite: host 0 of 2: nothing has moved for 8 s; its threads:" in said
+    assert "t5x_lite: host 0 of 2: nothing has moved for 20 s; its threads:" in said
     assert re.search(r"loop\.py\", line \d+ in run", said) and re.search(r"batches\.py\", line \d+ in _produce", said)
     assert re.search(
-        r"t5x_lite: error: host 0 of 2: nothing has moved for 8 s: step \d+ is under way\. No checkpoint is committed "
+        r"t5x_lite: error: host 0 of 2: nothing has moved for 20 s: step \d+ is under way\. No checkpoint is committed "
         r"yet\. Look at the threads above .* --gin\.HANG_TIMEOUT\.$",
         said.strip(),
     ), said
