@@ -45,9 +45,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="it needs --devices=8"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler_effort(request):
-    jax.config.update("jax_disable_most_optimizations", request.path.name not in OPTIMISED)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    # Before fixtures of the session, which a fixture of the module would come after. A program that was compiled with
+    # the other effort rounds otherwise, and JAX would find it in its cache.
+    quick = item.path.name not in OPTIMISED
+    if quick != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", quick)
+        jax.clear_caches()
 
 
 # Rows of the embedding table of the tests' models: 400 pieces, 100 sentinels, and some unused.

@@ -1,8 +1,8 @@
 """The code of a job as one archive, the same bytes for the same files: this package, the lock, and what the job reads.
 
-    code/t5x_lite/...            the package, with configs, tasks and tpu inside, as a wheel has it
-    code/requirements.lock       what is installed on the VM, each file with its hash
-    work/...                     files of the working directory, by the paths that the command calls them
+code/t5x_lite/...            the package, with configs, tasks and tpu inside, as a wheel has it
+code/requirements.lock       what is installed on the VM, each file with its hash
+work/...                     files of the working directory, by the paths that the command calls them
 """
 
 import gzip

@@ -77,7 +77,10 @@ def gradient(arch, rows=4, inputs=24, targets=16):
 def test_a_gradient_costs_what_the_formula_says(structure):
     arch = dataclasses.replace(SMALL, structure=structure)
     counted = jaxprs.flops(gradient(arch))
-    assert counted == pytest.approx(formula.train_step(arch, 4, 24, 16), rel=0.01)
+    # Attention's gradient computes the scores, queries times keys, a second time, which the formula does not count.
+    scores = 24 * 24 * arch.encoder_layers + (16 * 16 + 16 * 24) * arch.decoder_layers
+    again = 2 * 4 * scores * arch.num_heads * arch.head_dim
+    assert counted == pytest.approx(formula.train_step(arch, 4, 24, 16) + again, rel=0.01)
 
 
 def test_unrolled_layers_cost_as_much_as_a_loop_over_them():

@@ -1,7 +1,7 @@
 """Writes gcloud_ga.json: the flags of the GA commands that t5x_lite tpu may use, from the Google Cloud CLI itself.
 
-    gcloud meta cli-trees update --commands=gcloud --directory=DIRECTORY --force
-    python tests/references/make_gcloud_ga.py DIRECTORY/gcloud.json
+gcloud meta cli-trees update --commands=gcloud --directory=DIRECTORY --force
+python tests/references/make_gcloud_ga.py DIRECTORY/gcloud.json
 """
 
 import json

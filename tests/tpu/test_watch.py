@@ -31,7 +31,7 @@ def zones(cloud):
 
 
 WAITED = ["ACCEPTED", *["WAITING_FOR_RESOURCES"] * 300, "PROVISIONING", "ACTIVE*", "ACTIVE!done"]
-STOCKOUT = "FAILED=There is no more capacity in the zone \"us-west4-a\""
+STOCKOUT = 'FAILED=There is no more capacity in the zone "us-west4-a"'
 RUNS = ["ACTIVE*", "ACTIVE*", "ACTIVE!done"]
 
 # One list of states for each creation in turn; how often machines are then asked for.

@@ -249,7 +249,8 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(trained_copy, train_flags
     results.write_text(json.dumps(before[0]) + "\n")
     (trained_copy / "DONE").unlink()
     assert cli.run(train_flags(trained_copy)) == 0
-    assert lines(results) == before
+    # `trained` may come from a file whose programs are optimised, which round otherwise.
+    assert lines(results) == [line | {"loss": pytest.approx(line["loss"], rel=1e-6)} for line in before]
     assert (trained_copy / "DONE").exists()
 
 
