@@ -1,6 +1,8 @@
-"""A Cloud TPU in this process, whose clock goes on when somebody sleeps."""
+"""A Cloud TPU in this process, whose clock goes on when somebody sleeps, or behind a program on PATH."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,19 @@ def cloud(monkeypatch, tmp_path, clock) -> Fake:
     fake = Fake(clock=clock)
     monkeypatch.setattr(gcloud, "call", fake)
     return fake
+
+
+@pytest.fixture
+def gcloud_on_path(monkeypatch, tmp_path) -> Path:
+    """A folder with the program gcloud, which is on PATH, in bin/ and what it holds in cloud/."""
+    (tmp_path / "cloud").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gcloud").symlink_to(Path(__file__).with_name("fake_gcloud.py"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_GCLOUD", str(tmp_path / "cloud"))
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gcloud, "call", gcloud.call)  # a dry run puts another in its place
+    return tmp_path
 
 
 @pytest.fixture

@@ -20,15 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with the reader's files, and a gcloud on PATH without a bucket yet."""
-    (tmp_path / "cloud").mkdir()
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/gcloud").symlink_to(Path(__file__).with_name("fake_gcloud.py"))
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_GCLOUD", str(tmp_path / "cloud"))
-    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(gcloud, "call", gcloud.call)
+def home(gcloud_on_path, tmp_path, monkeypatch):
+    """A folder with the reader's files, and a cloud without a bucket yet."""
     fake = Fake(tmp_path / "cloud")
     fake.state["bucket_missing"] = True
     fake.state["futures"] = [["PROVISIONING", "ACTIVE*", "SUSPENDED"], ["ACTIVE*", "ACTIVE!done"]]

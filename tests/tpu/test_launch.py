@@ -24,17 +24,10 @@ TRAIN = ["train", *MODEL, *DATA, "--gin.VOCABULARY=gs://my-bucket/spiece.model",
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A working directory and a gcloud on PATH."""
-    (tmp_path / "cloud").mkdir()
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/gcloud").symlink_to(Path(__file__).with_name("fake_gcloud.py"))
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_GCLOUD", str(tmp_path / "cloud"))
-    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+def world(gcloud_on_path, tmp_path, monkeypatch):
+    """A working directory and, above it, what a gcloud on PATH holds."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(gcloud, "call", gcloud.call)  # a dry run puts another in its place
     return tmp_path
 
 
