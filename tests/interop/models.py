@@ -1,12 +1,14 @@
 """What the tests of this folder share: random parameters, formats read as arrays, logits."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
 
 from t5x_lite.interop import huggingface, lazy
 from t5x_lite.interop.checkpoint import Model
@@ -76,3 +78,22 @@ def assert_same(one, other):
     for path, array in one.items():
         assert array.dtype == other[path].dtype == np.float32, path
         np.testing.assert_array_equal(array, other[path], err_msg="/".join(path))
+
+
+def sharded(directory):
+    """Cuts model.safetensors into two shards with an index, as transformers does for large models."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {
+        "model-00001-of-00002.safetensors": names[: len(names) // 2],
+        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+    }
+    for file, group in files.items():
+        save_file({name: tensors[name] for name in group}, directory / file)
+    index = {
+        "metadata": {"total_size": 0},
+        "weight_map": {name: file for file, group in files.items() for name in group},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
