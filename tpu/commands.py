@@ -57,7 +57,7 @@ def _launch(args, make: Callable[..., JobSpec]) -> None:
     prepared = launch.prepare(job, Path.cwd(), say)
     if args.dry_run:
         gcloud.call = launch.Rehearsal()
-    launched = launch.publish(prepared, time.time(), "others" if args.publish_only else None)
+    launched = launch.publish(prepared, "others" if args.publish_only else None)
     if args.publish_only:
         record.upload(str(request.STARTUP), f"{job.url}/startup.py")
         say(f"every host is to run: python3 startup.py {job.url}")
@@ -89,7 +89,7 @@ def _run(args, make: Callable[..., JobSpec]) -> None:
     accelerator = args.accelerator or _accelerator_of(args.tpu, zone, args.project)
     job = _job(args, make, accelerator=accelerator)
     prepared = launch.prepare(job, Path.cwd(), say)
-    launched = launch.publish(prepared, time.time(), args.tpu)
+    launched = launch.publish(prepared, args.tpu)
     for words in launch.run_on(prepared, launched, args.tpu, zone):
         try:
             gcloud.run(words, timeout=1800, tries=1)
@@ -125,7 +125,9 @@ def _watch(args) -> None:
 
 def _watched(launched: Launched, args) -> None:
     try:
-        ended(watch(launched, say, args.poll_seconds), launched.job)
+        while (action := watch(launched, say, args.poll_seconds)).kind == "relaunched":
+            launched, _ = read_job(launched.job.url)
+        ended(action, launched.job)
     except KeyboardInterrupt:
         say("the job goes on without being watched; the same command watches it again")
         raise
@@ -196,7 +198,7 @@ def _stop(args) -> None:
         say(f"{args.name} saves and stops within a minute; its machines are yours and stay")
         return
     action = watch(launched, say, args.poll_seconds)
-    say(f"nothing of {args.name} is left; it is {action.kind}")
+    say(f"{args.name} is {action.kind}" + ("; nothing of it is left" if action.kind != "relaunched" else ""))
 
 
 def _list(args) -> None:

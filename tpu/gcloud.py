@@ -16,6 +16,8 @@ from t5x_lite.errors import RunError
 # docs.cloud.google.com/tpu/docs/troubleshooting/trouble-tpu-vm and docs.cloud.google.com/storage/docs/json_api.
 _KINDS = (
     ("auth", r"active account|gcloud auth login|reauthenticat|invalid_grant|UNAUTHENTICATED(?! because)|default login"),
+    ("billing", r"billing"),
+    ("place", r"permission denied on '?locations/|locations/\S+ (?:is|was) not found|unknown zone|invalid zone"),
     ("disabled", r"SERVICE_DISABLED|has not been used in project|API .{0,60}is not enabled|it is disabled"),
     ("precondition", r"\b412\b|pre-?conditions? you specified|conditionNotMet"),
     ("exists", r"ALREADY_EXISTS|already exists|\b409\b"),
@@ -46,6 +48,9 @@ TRANSIENT = frozenset({"rate", "unavailable", "killed", "garbage", "busy"})
 _FIXES = {
     "missing": "Install the Google Cloud CLI, cloud.google.com/sdk/docs/install, and run the same command again",
     "auth": "Log in: gcloud auth login, and run the same command again",
+    "billing": "Give the project a billing account: console.cloud.google.com/billing/projects",
+    "place": "Correct --zone: docs.cloud.google.com/tpu/docs/regions-zones has those of each generation; or --project",
+    "taken": "Choose another --name: `gcloud compute tpus tpu-vm list` shows what bears this one, or one of its slices",
     "disabled": "Enable it: gcloud services enable tpu.googleapis.com storage.googleapis.com, and run the same again",
     "permission": "Ask for the roles roles/tpu.admin, roles/storage.objectAdmin of the bucket and "
     "roles/iam.serviceAccountUser of the VMs' service account, and run the same command again",
@@ -60,8 +65,8 @@ class GcloudError(Exception):
     """A command that failed.
 
     Args:
-      kind: missing, auth, disabled, precondition, exists, rate, stockout, quota, permission, notfound, unavailable,
-        busy, invalid, killed, garbage or unknown.
+      kind: missing, auth, billing, place, disabled, precondition, exists, taken, rate, stockout, quota, permission,
+        notfound, unavailable, busy, invalid, killed, garbage or unknown.
       said: its words, on one line.
       words: the command.
     """

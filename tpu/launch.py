@@ -68,22 +68,27 @@ def prepare(job: JobSpec, folder: Path, say: Callable[[str], None]) -> Prepared:
     return Prepared(job, model_dir, record.keep(archive, f"code-{digest}.tar.gz"), digest)
 
 
-def publish(prepared: Prepared, now: float, tpu: str | None = None) -> Launched:
+def publish(prepared: Prepared, tpu: str | None = None) -> Launched:
     """Brings a job into the bucket, or finds it there.
+
+    Args:
+      prepared: the job.
+      tpu: see `Prepared.values`.
 
     Raises:
       UserError: a job of this name is under way that is another one.
       GcloudError: the bucket cannot be read or written.
     """
     job = prepared.job
+    record.mark(job.url)
     objects = record.listing(f"{job.url}/*")
     generation = objects.get(f"{job.url}/job.json", ("0", 0.0))[0]
     known = record.read(f"{job.url}/job.json") if generation != "0" else None
-    launched = now
+    launched = objects[record.marked(job.url)][1]
     if known is not None:
         ended = record.read(f"{job.url}/exit.json") or {}
         if ended.get("launched") != known.get("launched"):
-            launched = known.get("launched", now)
+            launched = known.get("launched", launched)
             if known != prepared.values(launched, tpu):
                 raise UserError(
                     f"--name={job.name} is the name of a job that is under way",
@@ -91,6 +96,7 @@ def publish(prepared: Prepared, now: float, tpu: str | None = None) -> Launched:
                     f"choose another --name, or end it: t5x_lite tpu stop --name={job.name} --bucket={job.bucket}",
                 )
             return Launched(job, launched)
+        launched = max(launched, known.get("launched", 0) + 1)  # each is later than the one before
     code = f"{job.url}/code-{prepared.digest}.tar.gz"
     if code not in objects:
         record.upload(str(prepared.archive), code)
@@ -114,8 +120,9 @@ def start(launched: Launched, say: Callable[[str], None], poll_seconds: float) -
     except RunError as error:
         why = str(error).replace("\n", " ")
         try:
-            write_outcome(launched, look(launched, time.time()), Outcome("failed", f"it was refused at launch: {why}"))
-        except GcloudError:
+            write_outcome(launched, look(launched), Outcome("failed", f"it was refused at launch: {why}"))
+            watch(launched, say, poll_seconds)  # it may have been made nevertheless
+        except (GcloudError, RunError):
             pass  # what refused the creation may refuse this too; the same command goes on either way
         raise
     if last.kind == "failed":
@@ -136,11 +143,11 @@ def run_on(prepared: Prepared, launched: Launched, tpu: str, zone: str) -> list[
     # Only names that spec.py has checked are in this line.
     remote = (
         f"gcloud storage cp {shlex.quote(script)} {here} && "
-        f"(setsid nohup python3 {here} {shlex.quote(job.url)} >/dev/null 2>&1 </dev/null &)"
+        f"python3 {here} {shlex.quote(job.url)} --background </dev/null"
     )
     return [
         record.write_words(str(request.STARTUP), script, None),
-        request.ssh_words(tpu, zone, job.project, "all", remote),
+        [*request.ssh_words(tpu, zone, job.project, "all", remote), "--quiet"],
     ]
 
 
@@ -180,5 +187,6 @@ class Rehearsal:
             if any(fnmatch.fnmatchcase(url, pattern) for pattern in patterns):
                 bucket, _, name = url.removeprefix("gs://").partition("/")
                 generation = int(hashlib.sha256(self._objects[url].encode()).hexdigest()[:8], 16)
-                found.append({"bucket": bucket, "name": name, "generation": generation})
+                written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
+                found.append({"bucket": bucket, "name": name, "generation": generation, "update_time": written})
         return json.dumps(found)

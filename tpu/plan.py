@@ -24,7 +24,11 @@ STALE = 20 * 60
 FRUITLESS = 3
 
 # Of an error of a queued resource: another attempt would end likewise.
-_HOPELESS = ("quota", "permission", "invalid", "disabled")
+_HOPELESS = ("permission", "invalid", "disabled", "billing", "place")
+
+# Seconds that machines have, after the job has been ended from outside, to hear of it (a minute), save (five) and end
+# themselves; and how long after its last sign of life a machine may be thought to be at it.
+SAVING, _ALIVE = 8 * 60, 3 * 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +63,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How the job ended: "done", "failed" or "stopped"."""
+    """How the job ended: "done", "failed" or "stopped". `at`: when that was recorded, in Unix seconds."""
 
     result: str
     why: str = ""
+    at: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Seen:
       last_attempt: the highest number so far, of earlier launches too.
       resources, nodes: in all zones.
       beats: the last sign of life of each worker; 0: none.
+      relaunched: whether a later launch has taken the job's name.
     """
 
     now: float
@@ -91,17 +97,19 @@ class Seen:
     resources: tuple[Resource, ...] = ()
     nodes: tuple[Node, ...] = ()
     beats: tuple[float, ...] = ()
+    relaunched: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """The next step: claim, create, delete, delete_node, give_up, wait, or the end: done, failed, stopped.
+    """The next step: claim, create, delete, delete_node, give_up, wait; or the end: done, failed, stopped, relaunched.
 
     Args:
       kind: as above.
       why: in words.
       zone: that the step is in; of "wait": where the claimed attempt is, empty where something else is waited for.
       claim: of "claim".
+      resource: of "delete".
       node: of "delete_node".
     """
 
@@ -109,14 +117,18 @@ class Action:
     why: str
     zone: str = ""
     claim: Claim | None = None
+    resource: Resource | None = None
     node: str = ""
 
 
-ENDS = ("done", "failed", "stopped")
+OUTCOMES = ("done", "failed", "stopped")
+ENDS = (*OUTCOMES, "relaunched")
 
 
 def next_action(seen: Seen) -> Action:
     """What to do next. Total: every state, known or not, has an answer."""
+    if seen.relaunched:
+        return Action("relaunched", "a later launch has its name, and all that bears it")
     if seen.outcome is None and seen.deadline is not None and seen.now >= seen.deadline:
         return Action("give_up", "its max_hours are over")
     taken = next((r for r in seen.resources if r.attempt is None), None)
@@ -128,7 +140,7 @@ def next_action(seen: Seen) -> Action:
         return Action("claim", "the first attempt", claim=Claim(seen.zones[0], seen.last_attempt + 1))
     current = next((r for r in seen.resources if _is(r, seen.claim)), None)
     if other := next((r for r in seen.resources if r is not current and r.state != "DELETING"), None):
-        return Action("delete", f"attempt {other.attempt} in {other.zone} is over", other.zone)
+        return _delete(other)
     if current is None:
         what = f"attempt {seen.claim.attempt} in {seen.claim.zone}"
         return _clean_up(seen) or Action("create", what, seen.claim.zone)
@@ -139,11 +151,25 @@ def _is(resource: Resource, claim: Claim) -> bool:
     return (resource.zone, resource.attempt) == (claim.zone, claim.attempt)
 
 
+def _delete(resource: Resource) -> Action:
+    return Action("delete", f"attempt {resource.attempt} in {resource.zone} is over", resource.zone, resource=resource)
+
+
+def _is_saving(seen: Seen, resource: Resource) -> bool:
+    """Whether the machines of a job that was ended from outside are at work to save and to end themselves."""
+    ended = seen.outcome is not None and seen.outcome.result != "done" and seen.now < seen.outcome.at + SAVING
+    return ended and resource.state == "ACTIVE" and seen.now - max(seen.beats, default=0) < _ALIVE
+
+
 def _clean_up(seen: Seen) -> Action | None:
     """The next step until nothing of ours is left; None when that is so."""
     ours = [r for r in seen.resources if r.attempt is not None]
     if live := next((r for r in ours if r.state != "DELETING"), None):
-        return Action("delete", f"attempt {live.attempt} in {live.zone} is over", live.zone)
+        if _is_saving(seen, live):
+            return Action(
+                "wait", f"{live.zone}: the job is {seen.outcome.result}; its machines save and end themselves"
+            )
+        return _delete(live)
     if ours:
         return Action("wait", f"{ours[0].zone}: DELETING")
     if node := next((n for n in seen.nodes if n.state != "DELETING"), None):
@@ -171,15 +197,15 @@ def _of_current(seen: Seen, current: Resource) -> Action:
     # Where nobody says when it began, it is not judged by the time since.
     began = max(current.created, *(n.created for n in nodes)) or seen.now
     quiet = seen.now - max(began, min(seen.beats, default=0))
+    heard = sum(b > began for b in seen.beats)
     if quiet <= STALE:
-        reporting = f"{sum(b > began for b in seen.beats)} of {len(seen.beats)} workers reporting"
-        return Action("wait", f"{where}, {reporting}", current.zone)
-    if any(b > began for b in seen.beats):
+        return Action("wait", f"{where}, {heard} of {len(seen.beats)} workers reporting", current.zone)
+    if heard == len(seen.beats) > 0:
         return _again(seen, f"a worker has not reported for {quiet / 60:.0f} minutes")
     return _fruitless(
         seen,
-        f"no worker has reported for {quiet / 60:.0f} minutes: the service account of the VMs may lack the role "
-        "roles/storage.objectAdmin of the bucket, or the VMs have no way to it",
+        f"{heard} of {len(seen.beats)} workers have reported in {quiet / 60:.0f} minutes: the service account of the "
+        "VMs may lack the role roles/storage.objectAdmin of the bucket, or the VMs have no way to it",
         current.zone,
     )
 
@@ -190,7 +216,15 @@ def _of_failed(seen: Seen, current: Resource) -> Action:
     if kind in _HOPELESS:
         return Action("give_up", why)
     zone = next_zone(seen.zones, current.zone)
+    if kind == "quota":
+        return refused(seen, why, zone)
     return _again(seen, why, zone) if kind == "stockout" else _fruitless(seen, why, zone)
+
+
+def refused(seen: Seen, why: str, zone: str) -> Action:
+    """The next step where a zone grants no quota: each of the others is asked once."""
+    count = seen.claim.fruitless + 1
+    return _again(seen, why, zone, count) if count < len(seen.zones) else Action("give_up", why)
 
 
 def next_zone(zones: tuple[str, ...], zone: str) -> str:

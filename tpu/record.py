@@ -3,6 +3,7 @@
 URL/job.json        the job, with `launched`: when this launch began, which every other record repeats
 URL/claim.json      the zone and attempt that may exist, see plan.py
 URL/exit.json       how it ended: result, why
+URL/watched         empty; when a watch last looked
 URL/heartbeat/S-W   the last sign of life of worker W of slice S
 URL/logs/S-W/...    what that worker printed, in parts
 URL/code-SHA256.tar.gz, URL/startup.py
@@ -42,6 +43,20 @@ def listing(*urls: str) -> dict[str, tuple[str, float]]:
         written = entry.get("update_time") or entry.get("creation_time")
         found[address] = str(entry.get("generation", "")), seconds(written)
     return found
+
+
+def marked(url: str) -> str:
+    """The address of the mark that watches leave in a job's folder."""
+    return f"{url}/watched"
+
+
+def mark(url: str) -> None:
+    """Leaves the mark. When it was written is what time it is by the bucket's clock.
+
+    Raises:
+      GcloudError: it cannot be written.
+    """
+    gcloud.run(write_words(str(keep(b"", "watched")), marked(url), None))
 
 
 def _has_no_bucket(error: GcloudError) -> bool:

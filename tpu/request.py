@@ -16,12 +16,23 @@ def _tpus(*words: str, zone: str, project: str) -> list[str]:
     return ["gcloud", "compute", "tpus", *words, f"--zone={zone}", f"--project={project}"]
 
 
-def create_words(job: JobSpec, zone: str, attempt: int, seconds_left: float | None) -> list[str]:
-    """The command that queues an attempt; it returns when the request is queued."""
+def create_words(job: JobSpec, zone: str, attempt: int, deadline: float | None, now: float) -> list[str]:
+    """The command that queues an attempt; it returns when the request is queued.
+
+    Args:
+      job, zone, attempt: what.
+      deadline: when the job's hours are over, in Unix seconds; None: never.
+      now: in Unix seconds.
+    """
     single = job.num_slices == 1
     nodes = [f"--node-id={job.name}"] if single else [f"--node-count={job.num_slices}", f"--node-prefix={job.name}"]
-    wait = min((s for s in (seconds_left, job.wait_hours and job.wait_hours * 3600) if s), default=None)
+    left = None if deadline is None else deadline - now
+    wait = min((s for s in (left, job.wait_hours and job.wait_hours * 3600) if s), default=None)
     labels = {spec.OWNER_LABEL: spec.OWNER, spec.JOB_LABEL: job.name, spec.ATTEMPT_LABEL: str(attempt)}
+    # With what the machine needs to end itself where it cannot read the job.
+    metadata = {"t5x-lite-job": job.url, "t5x-lite-attempt": str(attempt), "t5x-lite-project": job.project}
+    if deadline is not None:
+        metadata["t5x-lite-ends"] = str(int(deadline))
     return [
         *_tpus("queued-resources", "create", job.name, zone=zone, project=job.project),
         f"--accelerator-type={job.accelerator}",
@@ -36,7 +47,7 @@ def create_words(job: JobSpec, zone: str, attempt: int, seconds_left: float | No
         *(["--internal-ips"] if job.internal_ips else []),
         "--scopes=https://www.googleapis.com/auth/cloud-platform",
         f"--labels={_pairs(labels)}",
-        f"--metadata={_pairs({'t5x-lite-job': job.url, 't5x-lite-attempt': str(attempt)})}",
+        f"--metadata={_pairs(metadata)}",
         f"--metadata-from-file={_pairs({'startup-script': str(STARTUP)})}",
         "--async",
         "--quiet",
@@ -130,10 +141,11 @@ def listed(what: str, zone: str, project: str) -> list[dict]:
     return [f for f in found if isinstance(f, dict) and labels_of(f).get(spec.OWNER_LABEL) == spec.OWNER]
 
 
-def nodes(job_name: str, zone: str, project: str) -> list[Node]:
-    """The job's TPU VMs in a zone."""
+def nodes(job_name: str, zones: Iterable[str], project: str) -> list[Node]:
+    """The job's TPU VMs in all zones."""
     return [
         as_node(found, zone)
+        for zone in zones
         for found in listed("tpu-vm", zone, project)
         if labels_of(found).get(spec.JOB_LABEL) == job_name
     ]

@@ -41,6 +41,9 @@ def lines(launched: Launched, tpu: str | None, now: float) -> Iterator[str]:
             yield f"worker    {_worker(worker, beat, told.get(worker), now)}"
     else:
         yield f"workers   none of {len(job.workers)} has reported yet"
+    if not (tpu or seen.outcome):
+        watched = f"{_ago(now - found.watched)} ago" if found.watched else "by nobody yet"
+        yield f"watched   {watched}"
     if seen.outcome:
         yield f"ended     {seen.outcome.result}" + (f": {seen.outcome.why}" if seen.outcome.why else "")
     if not tpu:
@@ -71,7 +74,11 @@ def _worker(worker: str, beat: float, told: dict | None, now: float) -> str:
         return f"{worker}: nothing heard yet"
     state, restarts, last = (told.get(key) for key in ("state", "restarts", "last_exit"))
     exits = "" if last is None else f", last exit {last}"
-    return f"{worker}: {state}, {restarts} restarts{exits}, {max(0, now - beat):.0f} s ago"
+    return f"{worker}: {state}, {restarts} restarts{exits}, {_ago(now - beat)} ago"
+
+
+def _ago(seconds: float) -> str:
+    return f"{max(0, seconds):.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
 
 
 def _time(seconds: float) -> str:

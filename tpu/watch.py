@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from t5x_lite.errors import RunError, UserError
 from t5x_lite.tpu import gcloud, record, request, spec
 from t5x_lite.tpu.gcloud import GcloudError
-from t5x_lite.tpu.plan import ENDS, Action, Claim, Node, Outcome, Resource, Seen, next_action, next_zone
+from t5x_lite.tpu.plan import ENDS, OUTCOMES, Action, Claim, Outcome, Seen, next_action, next_zone, refused
 from t5x_lite.tpu.spec import JobSpec
 
 # Looks. A quota is given back some time after what held it is gone.
@@ -28,11 +28,12 @@ class Launched:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen, and the generations of the records it was seen in ("0": there is none)."""
+    """What was seen, the generations of the records it was seen in ("0": there is none), when a watch last looked."""
 
     seen: Seen
     claim: str = "0"
     exit: str = "0"
+    watched: float = 0.0
 
 
 def read_job(url: str) -> tuple[Launched, dict]:
@@ -54,33 +55,44 @@ def read_job(url: str) -> tuple[Launched, dict]:
     return Launched(job, values["launched"]), values
 
 
-def look(launched: Launched, now: float) -> Look:
+def look(launched: Launched, now: float | None = None) -> Look:
     """Everything that the next step depends on.
+
+    Args:
+      launched: the job.
+      now: Unix seconds; None: as the bucket has it, whose clock the records' times are of; that leaves a mark there.
 
     Raises:
       GcloudError: something cannot be looked at.
     """
     job = launched.job
+    if now is None:
+        record.mark(job.url)
     objects = record.listing(f"{job.url}/*", f"{job.url}/heartbeat/*")
     claim_at, exit_at = (objects.get(f"{job.url}/{name}", ("0", 0.0))[0] for name in ("claim.json", "exit.json"))
     claim = record.read(f"{job.url}/claim.json") if claim_at != "0" else None
     ended = record.read(f"{job.url}/exit.json") if exit_at != "0" else None
-    found: list[Resource] = request.resources(job.name, job.zones, job.project)
-    nodes: list[Node] = [n for zone in job.zones for n in request.nodes(job.name, zone, job.project)]
+    nodes = request.nodes(job.name, job.zones, job.project)
+    found = request.resources(job.name, job.zones, job.project)
+    # They are not seen at one time: where the one lacks the other, it may have come or gone in between.
+    lacking = any(r.state == "ACTIVE" for r in found) and len(nodes) < job.num_slices
+    if lacking or any(node.zone not in {r.zone for r in found} for node in nodes):
+        nodes = request.nodes(job.name, job.zones, job.project)
     beats = tuple(objects.get(f"{job.url}/heartbeat/{worker}", ("", 0.0))[1] for worker in job.workers)
     seen = Seen(
-        now=now,
+        now=objects[record.marked(job.url)][1] if now is None else now,
         zones=job.zones,
         slices=job.num_slices,
-        outcome=_outcome(ended, launched.launched),
+        outcome=_outcome(ended, launched.launched, objects.get(f"{job.url}/exit.json", ("", 0.0))[1]),
         deadline=launched.deadline,
         claim=_claim(claim, launched.launched),
         last_attempt=_attempt(claim),
         resources=tuple(found),
         nodes=tuple(nodes),
         beats=beats,
+        relaunched=any(_began(values) > launched.launched for values in (claim, ended)),
     )
-    return Look(seen, claim_at, exit_at)
+    return Look(seen, claim_at, exit_at, objects.get(record.marked(job.url), ("", 0.0))[1])
 
 
 def _attempt(claim: dict | None) -> int:
@@ -96,10 +108,16 @@ def _claim(values: dict | None, launched: float) -> Claim | None:
     return Claim(values["zone"], _attempt(values), fruitless if isinstance(fruitless, int) else 0)
 
 
-def _outcome(values: dict | None, launched: float) -> Outcome | None:
-    if values is None or values.get("launched") != launched or values.get("result") not in ENDS:
+def _outcome(values: dict | None, launched: float, at: float) -> Outcome | None:
+    if values is None or values.get("launched") != launched or values.get("result") not in OUTCOMES:
         return None
-    return Outcome(values["result"], str(values.get("why") or ""))
+    return Outcome(values["result"], str(values.get("why") or ""), at)
+
+
+def _began(values: dict | None) -> float:
+    """When the launch began that a record is of; 0 where it does not say so."""
+    began = (values or {}).get("launched")
+    return began if isinstance(began, int | float) else 0.0
 
 
 def act(launched: Launched, found: Look, action: Action) -> str | None:
@@ -114,7 +132,7 @@ def act(launched: Launched, found: Look, action: Action) -> str | None:
     if action.kind == "give_up":
         return None if write_outcome(launched, found, Outcome("failed", action.why)) else "it has ended meanwhile"
     if action.kind in ("delete", "delete_node"):
-        return _delete(job, action)
+        return _delete(job, found, action)
     if action.kind == "create":
         return _create(launched, found, action)
     return None
@@ -133,7 +151,19 @@ def write_outcome(launched: Launched, found: Look, outcome: Outcome) -> bool:
     return record.write(f"{launched.job.url}/exit.json", values, found.exit)
 
 
-def _delete(job: JobSpec, action: Action) -> None:
+def _is_stale(job: JobSpec, found: Look) -> bool:
+    """Whether others have moved on since the look: a laptop may have slept in between, for hours."""
+    return record.listing(f"{job.url}/claim.json").get(f"{job.url}/claim.json", ("0", 0.0))[0] != found.claim
+
+
+def _delete(job: JobSpec, found: Look, action: Action) -> str | None:
+    # What bears the name now is not always what was seen under it.
+    now = request.resource(job.name, action.zone, job.project)
+    seen = action.resource
+    if (now and (now.attempt, now.created)) != (seen and (seen.attempt, seen.created)):
+        return "it has changed meanwhile"
+    if _is_stale(job, found):
+        return "the claim has moved meanwhile"
     words = (
         request.delete_words(job.name, action.zone, job.project)
         if action.kind == "delete"
@@ -144,24 +174,29 @@ def _delete(job: JobSpec, action: Action) -> None:
     except GcloudError as error:
         if error.kind != "notfound":  # somebody else was faster
             raise
+    return None
 
 
 def _create(launched: Launched, found: Look, action: Action) -> str | None:
     job, seen = launched.job, found.seen
-    # Whoever paused since it looked may not create what another watcher has moved on from.
-    if record.listing(f"{job.url}/claim.json").get(f"{job.url}/claim.json", ("0", 0.0))[0] != found.claim:
+    if _is_stale(job, found):
         return "the claim has moved meanwhile"
-    left = None if launched.deadline is None else launched.deadline - seen.now
     try:
-        gcloud.run(request.create_words(job, action.zone, seen.claim.attempt, left))
+        gcloud.run(request.create_words(job, action.zone, seen.claim.attempt, launched.deadline, seen.now))
     except GcloudError as error:
         if error.kind == "exists":
+            if request.resource(job.name, action.zone, job.project) is None:
+                raise GcloudError("taken", error.said, error.words) from error  # by a TPU VM that is not ours
             return "it is there already"
-        if error.kind != "stockout":
-            raise
         zone = next_zone(seen.zones, action.zone)
-        _write_claim(launched, found, Claim(zone, seen.last_attempt + 1))
-        return f"{action.zone} has no capacity, next is {zone}: {error.said}"
+        if error.kind == "stockout":
+            claim, why = Claim(zone, seen.last_attempt + 1), "has no capacity"
+        elif error.kind == "quota" and (claim := refused(seen, error.said, zone).claim):
+            why = "grants no quota"
+        else:
+            raise
+        _write_claim(launched, found, claim)
+        return f"{action.zone} {why}, next is {zone}: {error.said}"
     return None
 
 
@@ -179,7 +214,8 @@ def watch(
       say: takes a line whenever something is new.
       poll_seconds: between looks, while there is nothing to do but wait.
       until: whether a step is enough.
-      patience: how often in a row a command may be refused for want of quota, or for no known reason.
+      patience: how often in a row a command may be refused for want of quota or for no known reason, or a creation
+        for what the project does not allow.
 
     Returns:
       The last step.
@@ -191,7 +227,7 @@ def watch(
     while True:
         action = None
         try:
-            found = look(launched, time.time())
+            found = look(launched)
             action = next_action(found.seen)
             text = f"{action.kind}: {action.why}" if action.why else action.kind
             if text != said:
@@ -206,8 +242,8 @@ def watch(
             if until(action):
                 return action
         except GcloudError as error:
-            refusals += error.kind not in gcloud.TRANSIENT
-            if error.kind not in (*gcloud.TRANSIENT, "quota", "unknown") or refusals >= patience:
+            refusals += error.kind not in gcloud.TRANSIENT or (error.kind == "busy" and "create" in error.words)
+            if error.kind not in (*gcloud.TRANSIENT, "quota", "taken", "unknown") or refusals >= patience:
                 raise error.as_run_error(f"{launched.job.url} has all that is known of the job") from error
             say(f"{gcloud.shown(error.words[:5])}: {error.kind}: {error.said}")
             between = error.said

@@ -152,22 +152,26 @@ def test_without_gcloud(world, laid_out, capfd, monkeypatch):
 
 # The commands of a dry run, but for digests and folders of this machine.
 GOLDEN = """
+gcloud storage cp KEPT/watched URL/watched
 gcloud storage objects list 'URL/*' --format=json
 gcloud storage cp KEPT/code-SHA.tar.gz URL/code-SHA.tar.gz
 gcloud storage cp KEPT/job.json URL/job.json --if-generation-match=0
+gcloud storage cp KEPT/watched URL/watched
 gcloud storage objects list 'URL/*' 'URL/heartbeat/*' --format=json
-gcloud compute tpus queued-resources describe small --zone=us-west4-a --project=my-project --format=json
 gcloud compute tpus tpu-vm list --zone=us-west4-a --project=my-project --format=json
+gcloud compute tpus queued-resources describe small --zone=us-west4-a --project=my-project --format=json
 gcloud storage cp KEPT/claim.json URL/claim.json --if-generation-match=0
+gcloud storage cp KEPT/watched URL/watched
 gcloud storage objects list 'URL/*' 'URL/heartbeat/*' --format=json
 gcloud storage cat URL/claim.json
-gcloud compute tpus queued-resources describe small --zone=us-west4-a --project=my-project --format=json
 gcloud compute tpus tpu-vm list --zone=us-west4-a --project=my-project --format=json
+gcloud compute tpus queued-resources describe small --zone=us-west4-a --project=my-project --format=json
 gcloud storage objects list URL/claim.json --format=json
 gcloud compute tpus queued-resources create small --zone=us-west4-a --project=my-project \
 --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite CAPACITY \
 --scopes=https://www.googleapis.com/auth/cloud-platform \
---labels=t5x-lite=launch,t5x-lite-job=small,t5x-lite-attempt=1 --metadata=t5x-lite-job=URL,t5x-lite-attempt=1 \
+--labels=t5x-lite=launch,t5x-lite-job=small,t5x-lite-attempt=1 \
+--metadata=t5x-lite-job=URL,t5x-lite-attempt=1,t5x-lite-project=my-projectENDS \
 --metadata-from-file=startup-script=STARTUP --async --quiet
 """.strip()
 
@@ -187,7 +191,8 @@ def plain(text: str) -> str:
 def test_a_dry_run_prints_what_would_run(flags, capacity, world, laid_out, capfd, clock):
     assert cli.run(["tpu", "launch", "--name=small", *SLICE, *flags, "--dry_run", "--", *TRAIN]) == 0
     out = capfd.readouterr().out
-    assert plain(out) == GOLDEN.replace("CAPACITY", capacity)
+    ends = f",t5x-lite-ends={clock() + 7200:.0f}" if "--max_hours=2" in flags else ""
+    assert plain(out) == GOLDEN.replace("CAPACITY", capacity).replace("ENDS", ends)
     assert not cloud(world).state["calls"]
     for line in out.strip().splitlines():
         parse(shlex.split(line)[1:])  # as GA has it

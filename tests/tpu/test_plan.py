@@ -9,6 +9,8 @@ import pytest
 from t5x_lite.tpu.plan import (
     ENDS,
     FRUITLESS,
+    OUTCOMES,
+    SAVING,
     STALE,
     Action,
     Claim,
@@ -89,7 +91,6 @@ def test_attempts_that_come_to_nothing_end():
 @pytest.mark.parametrize("error, kind", [
     ("There is no more capacity in the zone \"us-west4-a\"", "claim"),
     ("Insufficient capacity. [EID: 0x1]", "claim"),
-    ("Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0", "give_up"),
     ("PERMISSION_DENIED: the caller does not have permission", "give_up"),
     ("INVALID_ARGUMENT: no such runtime version", "give_up"),
 ])  # fmt: skip
@@ -99,10 +100,45 @@ def test_of_each_reason_to_fail(error, kind):
     assert error in action.why
 
 
+def test_quota_is_asked_for_once_in_each_zone():
+    error = "Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI' has been exceeded. Limit: 0"
+    assert next_action(seen("FAILED", error)).claim == Claim(ZONES[1], 4, fruitless=1)
+    for of_last in (
+        seen("FAILED", error, claim=Claim(ZONES[0], 3, fruitless=1)), seen("FAILED", error, zones=ZONES[:1])
+    ):  # fmt: skip
+        assert next_action(of_last).kind == "give_up" and error in next_action(of_last).why
+
+
+def test_a_worker_that_never_reports_is_no_preemption():
+    """Making new machines for it for ever would cost for ever."""
+    action = next_action(seen("ACTIVE", beats=(NOW, 0.0)))
+    assert action.claim == Claim(ZONES[0], 4, fruitless=1) and "1 of 2 workers have reported" in action.why
+    assert next_action(seen("ACTIVE", beats=(NOW, 0.0), claim=Claim(ZONES[0], 3, FRUITLESS - 1))).kind == "give_up"
+
+
+@pytest.mark.parametrize("changed, kind", [
+    ({"outcome": Outcome("stopped", at=NOW - 60)}, "wait"),
+    ({"outcome": Outcome("failed", at=NOW - 60)}, "wait"),
+    ({"outcome": Outcome("stopped", at=NOW - SAVING)}, "delete"),
+    ({"outcome": Outcome("stopped", at=NOW - 60), "beat": NOW - 300}, "delete"),
+    ({"outcome": Outcome("stopped", at=NOW - 60), "state": "WAITING_FOR_RESOURCES"}, "delete"),
+    ({"outcome": Outcome("done", at=NOW - 60)}, "delete"),
+])  # fmt: skip
+def test_a_job_that_is_ended_from_outside_has_time_to_save(changed, kind):
+    assert next_action(seen(**{"state": "ACTIVE"} | changed)).kind == kind
+
+
+def test_what_a_later_launch_made_is_none_of_an_earlier_one():
+    for outcome in (None, Outcome("done"), Outcome("stopped")):
+        assert next_action(seen("ACTIVE", outcome=outcome, relaunched=True)).kind == "relaunched"
+
+
 def test_only_what_is_claimed_lives_and_only_ours_is_touched():
     old = Resource(ZONES[1], "ACTIVE", 2, NOW - 9999)
     both = seen("ACTIVE").resources + (old,)
-    assert next_action(seen("ACTIVE", resources=both)) == Action("delete", f"attempt 2 in {ZONES[1]} is over", ZONES[1])
+    assert next_action(seen("ACTIVE", resources=both)) == Action(
+        "delete", f"attempt 2 in {ZONES[1]} is over", ZONES[1], resource=old
+    )
     # Nothing is created beside what is still going.
     going = (dataclasses.replace(old, state="DELETING"),)
     assert next_action(seen(resources=going)).kind == "wait"
@@ -115,7 +151,7 @@ def test_only_what_is_claimed_lives_and_only_ours_is_touched():
     assert next_action(seen(resources=foreign, outcome=Outcome("failed"))).kind == "failed"
 
 
-@pytest.mark.parametrize("result", ENDS)
+@pytest.mark.parametrize("result", OUTCOMES)
 @pytest.mark.parametrize("state", STATES)
 def test_an_end_cleans_up(result, state):
     action = next_action(seen(state, outcome=Outcome(result, "so"), claim=None))

@@ -88,7 +88,7 @@ def server(tmp_path_factory):
 
 def test_what_is_asked_for(server):
     job = JobSpec(**JOB | {"name": "there", "num_slices": 2, "spot": True, "wait_hours": 1})
-    gcloud.run(request.create_words(job, "us-west4-a", 2, None))
+    gcloud.run(request.create_words(job, "us-west4-a", 2, None, 0))
     _, path, body = server.asked[-1]
     asked = json.loads(body)
     [node] = asked["tpu"]["nodeSpec"]

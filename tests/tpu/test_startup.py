@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+import t5x_lite
 from t5x_lite import cli
-from t5x_lite.tpu import bundle, startup
+from t5x_lite.tpu import bundle, host, startup
 from t5x_lite.tpu.spec import JobSpec
 from tests.tpu.conftest import JOB
 from tests.tpu.fake_gcloud import Fake
@@ -39,7 +41,7 @@ GUARD = 600
     (1, 1800, 7, ("restart", 10, 1)),
 ])  # fmt: skip
 def test_what_follows_a_run(status, seconds, failures, expected):
-    assert startup.after(status, seconds, failures) == expected
+    assert host.after(status, seconds, failures) == expected
 
 
 @pytest.fixture
@@ -84,9 +86,16 @@ class Machine:
         fake.put(url, content)
         fake.save()
 
-    def boot(self, attempt: int, *arguments: str) -> subprocess.Popen:
-        """Starts the script, as root would at boot, on a machine that is new."""
-        self.number += 1
+    def boot(self, attempt: int, *arguments: str, queued: int = 0, again: bool = False) -> subprocess.Popen:
+        """Starts the script, as root would at boot, on a machine that is new, or `again` on the last one.
+
+        Args:
+          attempt: of the machine.
+          arguments: of the script: it is started by hand.
+          queued: the attempt that bears the job's name; default: this one.
+          again: whether it is the same machine.
+        """
+        self.number += not again
         self.metadata |= {
             "attributes/t5x-lite-job": "gs://my-bucket/t5x_lite/small",
             "attributes/t5x-lite-attempt": str(attempt),
@@ -94,8 +103,10 @@ class Machine:
             "attributes/tpu-env": "ZONE: 'us-west4-a'\nWORKER_ID: '0'\n",
             "zone": "projects/1/zones/us-west4-a",
         }
+        if not arguments:
+            self.queue(queued or attempt)
         home = self.folder / f"machine-{self.number}"
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         environment = os.environ | {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "FAKE_GCLOUD": str(self.cloud),
@@ -106,11 +117,25 @@ class Machine:
             "JAX_PLATFORMS": "cpu",
         }
         environment.pop("PYTHONPATH", None)
-        with open(home / "console", "w") as console:
+        with open(home / "console", "a") as console:
             return subprocess.Popen(
                 [sys.executable, "-S", str(SCRIPT), *arguments], env=environment, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
+
+    def queue(self, attempt: int) -> None:
+        """What Cloud TPU has under the job's name."""
+        labels = {"t5x-lite": "launch", "t5x-lite-job": "small", "t5x-lite-attempt": str(attempt)}
+        fake = self.fake()
+        fake.state["resources"]["us-west4-a/small"] = {
+            "name": "small", "state": {"state": "ACTIVE"}, "future": [], "nodes": ["small"],
+            "tpu": {"nodeSpec": [{"node": {"labels": labels, "metadata": {}}}]},
+        }  # fmt: skip
+        fake.save()
+
+    def deleted(self) -> list[list[str]]:
+        """The commands that deleted something."""
+        return [call for call in self.fake().state["calls"] if "delete" in call]
 
     def log(self) -> str:
         """What the last machine has printed, as the bucket has it."""
@@ -184,7 +209,7 @@ def test_two_preemptions_and_an_exact_end(machine, train_flags, tmp_path_factory
     assert process.wait(GUARD) == 0, machine.printed()
     assert (model / "DONE").exists()
     assert machine.record("exit.json")["result"] == "done"
-    [ended] = [call for call in machine.fake().state["calls"] if call[:1] == ["compute"]]
+    [ended] = machine.deleted()
     assert ended[:5] == ["compute", "tpus", "queued-resources", "delete", "small"] and "--zone=us-west4-a" in ended
     for one, other in zip(
         *(jax.tree.leaves(state_of(directory, 60)) for directory in (model, undisturbed)), strict=True
@@ -241,8 +266,101 @@ def test_it_stops_when_told(ends, machine):
         claim(machine, values, 2)
     assert process.wait(GUARD) == (1 if ends == "hours" else 0), machine.printed()
     assert (machine.folder / "saved").exists()
-    deleted = any("delete" in call for call in machine.fake().state["calls"])
-    assert deleted == (ends != "superseded")
+    assert len(machine.deleted()) == 1
+
+
+def test_a_machine_whose_attempt_is_over_deletes_no_other_one(machine):
+    """What bears its name by now is the next attempt's."""
+    values = publish(machine, ["eval"], python=script(machine, "exit 1"))
+    claim(machine, values, 2)
+    machine.boot(1, queued=2).wait(GUARD)
+    assert not machine.deleted() and "ending: superseded" in machine.printed()
+
+
+@pytest.mark.parametrize("answer", ["{}", "no JSON", '{"tpu": 1}'])
+def test_what_cannot_be_understood_is_not_deleted(answer, machine):
+    values = publish(machine, ["eval"], python=script(machine, "exit 0"))
+    fake = machine.fake()
+    fake.state["faults"] = [{"match": "resources describe", "times": 1, "status": 0, "stdout": answer}]
+    fake.save()
+    assert values and machine.boot(1).wait(GUARD) == 0  # the second answer is one
+    assert len(machine.deleted()) == 1 and "ending the machines failed" in machine.printed()
+
+
+def test_a_machine_that_cannot_read_its_job_ends_itself(machine):
+    """It has no other way to know that its hours are over."""
+    machine.metadata["attributes/t5x-lite-ends"] = "1"
+    machine.metadata["attributes/t5x-lite-project"] = "my-project"
+    assert machine.boot(1).wait(GUARD) == 1
+    [ended] = machine.deleted()
+    assert ended[4] == "small" and {"--zone=us-west4-a", "--project=my-project"} <= set(ended)
+
+
+@pytest.fixture
+def on_host(tmp_path):
+    """A host of a job, without a bucket."""
+    job = {"name": "small", "project": "my-project", "launched": 1.0, "command": ["eval"]}
+    return host.Host(host.Bucket("gs://my-bucket/t5x_lite/small"), job, 1, "0-0", tmp_path, tmp_path / "log")
+
+
+def test_an_installation_that_hangs_is_ended(on_host):
+    threading.Timer(0.5, on_host.end, args=("failed",)).start()
+    began = time.monotonic()
+    with pytest.raises(subprocess.CalledProcessError):
+        on_host.command("sleep", "1000")
+    assert time.monotonic() - began < 60
+
+
+def test_a_process_that_cannot_be_killed_ends_with_the_machines(on_host, monkeypatch):
+    """A TPU that does not answer holds it in the kernel."""
+    seen = []
+    monkeypatch.setattr(on_host, "process", SimpleNamespace(kill=lambda: seen.append("kill")))
+    monkeypatch.setattr(on_host, "end_machines", lambda: seen.append("end"))
+    monkeypatch.setattr(os, "_exit", lambda status: seen.append(status))
+    on_host.insist(-1)
+    on_host.insist(1)
+    assert seen == ["kill"]
+    on_host.insist(host.DYING + 1)
+    assert seen[:3] == ["kill", "end", 1]
+
+
+def test_a_preemption_that_is_told_in_time(machine):
+    python = script(machine, f"trap 'echo saved > {machine.folder}/saved; exit 75' TERM; while :; do sleep 0.1; done")
+    publish(machine, ["eval"], python=python)
+    machine.metadata["preempted"] = "FALSE"
+    process = machine.boot(1)
+    wait_for(process, machine, lambda: (machine.record("heartbeat/0-0") or {}).get("state") == "running")
+    machine.metadata["preempted"] = "TRUE"
+    assert process.wait(GUARD) == 75
+    assert (machine.folder / "saved").exists() and not machine.deleted()
+
+
+def test_the_end_of_a_long_log_is_not_lost(machine):
+    text = "head -c 40000000 /dev/zero | tr '\\0' x; echo; echo the last words"
+    publish(machine, ["eval"], python=script(machine, text), beat_seconds=60)
+    assert machine.boot(1).wait(GUARD) == 0
+    log = machine.log()
+    assert log.count("x" * 1000) == 40000 and "the last words" in log
+
+
+def test_on_a_machine_that_is_there_already(machine):
+    """It goes to the background; a second one of another job is told, and the same one is not started twice."""
+    python = script(machine, "trap 'exit 75' TERM; while :; do sleep 0.1; done")
+    values = publish(machine, ["eval"], python=python)
+    url = "gs://my-bucket/t5x_lite/small"
+    assert machine.boot(0, url, "--background").wait(GUARD) == 0
+    assert machine.boot(0, url, "--background", again=True).wait(GUARD) == 0
+    assert "runs on this machine already" in machine.printed()
+    machine.put("gs://my-bucket/t5x_lite/other/job.json", json.dumps(values).encode())
+    other = machine.boot(0, "gs://my-bucket/t5x_lite/other", "--background", again=True)
+    assert other.wait(GUARD) == 2 and f"ERROR: there runs still {url}" in machine.printed()
+    outcome = {"launched": values["launched"], "result": "stopped"}
+    machine.put(f"{url}/exit.json", json.dumps(outcome).encode())
+    end = time.monotonic() + 60
+    while "ending: stopped" not in machine.printed():
+        assert time.monotonic() < end, machine.printed()
+        time.sleep(0.1)
+    assert not machine.deleted()
 
 
 def test_a_job_that_does_not_stop_is_killed(machine):
@@ -255,21 +373,22 @@ def test_a_job_that_does_not_stop_is_killed(machine):
     assert process.wait(GUARD) == 0, machine.printed()
 
 
-def test_a_machine_that_came_too_late_does_nothing(machine):
+def test_a_machine_that_came_too_late_ends_itself(machine):
     values = publish(machine, ["eval"], python=script(machine, "exit 1"))
     claim(machine, values, 2)
     assert machine.boot(1).wait(GUARD) == 0
-    assert machine.record("heartbeat/0-0") is None or "starting" not in str(machine.record("heartbeat/0-0"))
-    assert not any("delete" in call for call in machine.fake().state["calls"])
+    assert machine.record("heartbeat/0-0")["state"] == "superseded" and len(machine.deleted()) == 1
 
 
 def test_the_script_stands_alone():
     """It is all that a machine has at first: the standard library of any python3 from 3.8 on."""
     import ast
 
-    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
-    names = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    own = {"t5x_lite", "t5x_lite.tpu", "t5x_lite.tpu.startup"}
+    for file in (SCRIPT, Path(host.__file__), SCRIPT.with_name("__init__.py"), Path(t5x_lite.__file__)):
+        tree = ast.parse(file.read_text(), feature_version=(3, 8))
+        names = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name.partition(".")[0] for name in names - own} <= set(sys.stdlib_module_names)
     assert len(SCRIPT.read_bytes()) < 256 * 1024  # the most that a metadata value holds
     assert SCRIPT.read_text().startswith("#!")

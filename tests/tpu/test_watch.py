@@ -1,5 +1,7 @@
 """Watching a job to its end on a Cloud TPU that does everything that one does."""
 
+import dataclasses
+import json
 import random
 
 import pytest
@@ -8,8 +10,8 @@ from t5x_lite.errors import RunError, UserError
 from t5x_lite.tpu import gcloud, request
 from t5x_lite.tpu.gcloud import GcloudError
 from t5x_lite.tpu.launch import start
-from t5x_lite.tpu.plan import ENDS, next_action
-from t5x_lite.tpu.watch import Launched, act, ended, look, read_job, watch
+from t5x_lite.tpu.plan import ENDS, SAVING, Claim, Outcome, next_action
+from t5x_lite.tpu.watch import Launched, act, ended, look, read_job, watch, write_outcome
 
 
 def nothing_left(cloud):
@@ -156,6 +158,135 @@ def test_a_launch_waits_for_what_an_earlier_one_left(cloud, launched, clock):
     assert cloud.state["created"] == 2 and cloud.state["most_live"] == 1
     start(second, lambda text: None, 1)
     assert cloud.state["created"] == 2
+
+
+def relaunch(cloud, clock, job):
+    """Another launch of that name, after this one has ended and is gone: in its own machines."""
+    clock.now += 1000
+    cloud.put(f"{job.job.url}/exit.json", json.dumps({"launched": job.launched, "result": "done"}).encode())
+    assert watch(job, lambda text: None).kind == "done"
+    later = Launched(job.job, clock())
+    start(later, lambda text: None, 1)
+    return later
+
+
+def test_a_watcher_of_an_earlier_launch_leaves_the_later_one_alone(cloud, launched, clock):
+    """A laptop wakes up, whose job has ended and was launched anew under its name."""
+    cloud.state["futures"] = [["ACTIVE*"], ["ACTIVE*"]]
+    job = launched()
+    start(job, lambda text: None, 1)
+    relaunch(cloud, clock, job)
+    assert watch(job, lambda text: None).kind == "relaunched"
+    assert cloud.state["resources"]["us-west4-a/small"]["state"]["state"] != "DELETING"
+    assert cloud.state["created"] == 2
+
+
+@pytest.mark.parametrize("read", ["all of it", "its records alone"])
+def test_a_watcher_that_slept_since_it_looked_deletes_nothing(read, cloud, launched):
+    """Meanwhile another one has made what bears the name now."""
+    cloud.state["futures"] = [["ACTIVE*", "SUSPENDED"], ["ACTIVE*"]]
+    job = launched()
+    watch(job, lambda text: None, until=lambda action: action.kind == "claim" and action.claim.attempt == 2)
+    found = look(job)
+    action = next_action(found.seen)
+    assert action.kind == "delete"
+    if read == "its records alone":  # it fell asleep amid its look
+        old = found
+        found = dataclasses.replace(found, seen=dataclasses.replace(found.seen, claim=Claim("us-west4-a", 1)))
+    watch(job, lambda text: None, until=lambda action: action.kind == "wait" and "4 of 4" in action.why)
+    if read == "its records alone":
+        cloud.put(f"{job.job.url}/claim.json", cloud.get(f"{job.job.url}/claim.json"))  # as moved after that
+        resources = look(job).seen.resources
+        found = dataclasses.replace(old, seen=dataclasses.replace(found.seen, resources=resources))
+        action = next_action(found.seen)
+        assert action.kind == "delete"
+    assert "meanwhile" in act(job, found, action)
+    assert cloud.state["resources"]["us-west4-a/small"]["state"]["state"] == "ACTIVE"
+
+
+def test_what_comes_between_two_commands_of_a_look(cloud, launched, monkeypatch):
+    """It becomes ACTIVE, with its TPU VMs, or another watcher creates it: neither is taken for a loss."""
+    cloud.state["futures"] = [["PROVISIONING", "ACTIVE*"]]
+    job = launched()
+    watch(job, lambda text: None, until=lambda action: action.kind == "claim")
+    create = request.create_words(job.job, "us-west4-a", 1, None, 0)
+
+    def call(words, timeout):
+        answer = cloud(words, timeout)
+        if "describe" in words and answer[0] and not cloud.state["created"]:
+            assert cloud(create)[0] == 0
+            cloud.become("us-west4-a/small", "ACTIVE")
+        return answer
+
+    monkeypatch.setattr(gcloud, "call", call)
+    found = look(job)
+    assert act(job, found, next_action(found.seen)) == "it is there already"
+    assert "delete" not in kinds(cloud)
+    cloud.state["nodes"].clear()
+    cloud.state["resources"]["us-west4-a/small"]["future"] = ["ACTIVE*"]
+    assert next_action(look(job).seen).kind == "wait"
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+def test_a_watcher_whose_clock_is_wrong(ahead, cloud, launched, clock):
+    """The times of all records are of the bucket's clock, and so is what time it is."""
+    cloud.clock = lambda: clock.now - ahead
+    cloud.state["futures"] = [[*["ACTIVE*"] * 30, "ACTIVE!done"]]
+    job = Launched(launched(max_hours=1).job, cloud.clock())
+    cloud.put(f"{job.job.url}/job.json", json.dumps(job.job.as_json() | {"launched": job.launched}).encode())
+    assert watch(job, lambda text: None).kind == "done"
+    assert cloud.state["created"] == 1
+
+
+def test_a_stopped_job_has_time_to_save_and_ends_itself(cloud, launched, clock):
+    cloud.state["futures"] = [["ACTIVE*", *["ACTIVE*"] * 4, "GONE"]]
+    job = launched()
+    watch(job, lambda text: None, until=lambda action: action.kind == "wait")
+    found = look(job)
+    assert write_outcome(job, found, Outcome("stopped"))
+    assert watch(job, lambda text: None).kind == "stopped"
+    assert kinds(cloud) == ["create"] and nothing_left(cloud)
+
+
+def test_one_that_cannot_end_itself_is_ended(cloud, launched, clock):
+    cloud.state["futures"] = [["ACTIVE*"]]
+    job = launched()
+    watch(job, lambda text: None, until=lambda action: action.kind == "wait")
+    assert write_outcome(job, look(job), Outcome("stopped"))
+    began = clock()
+    assert watch(job, lambda text: None).kind == "stopped"
+    assert SAVING <= clock() - began < SAVING + 300 and nothing_left(cloud)
+
+
+def test_a_name_that_a_tpu_vm_of_others_bears(cloud, launched):
+    cloud.state["nodes"]["us-west4-a/small"] = {"name": "x/nodes/small", "state": "READY"}
+    with pytest.raises(RunError, match="Choose another --name"):
+        watch(launched(), lambda text: None)
+    assert list(cloud.state["nodes"]) == ["us-west4-a/small"]
+
+
+def test_what_the_project_forbids_does_not_go_away(cloud, launched):
+    said = "ERROR: FAILED_PRECONDITION: Constraint constraints/compute.vmExternalIpAccess violated for project 1"
+    cloud.state["faults"] = [{"match": "queued-resources create", "times": 999, "stderr": said}]
+    with pytest.raises(RunError, match="vmExternalIpAccess"):
+        watch(launched(), lambda text: None)
+
+
+def test_quota_in_one_zone_alone(cloud, launched):
+    quota = {"match": "create .*us-west4-a", "times": 99, "stderr": "ERROR: Quota limit 'X' has been exceeded."}
+    cloud.state["faults"], cloud.state["futures"] = [quota], [RUNS]
+    said = []
+    assert watch(launched(zone="us-west4-a,us-west1-c"), said.append).kind == "done"
+    assert any("us-west4-a grants no quota, next is us-west1-c" in line for line in said)
+
+
+def test_a_launch_that_is_refused_leaves_nothing(cloud, launched):
+    """Not even where the request was made before its answer was an error that nobody knows."""
+    cloud.state["faults"] = [{"match": "resources create", "times": 1, "stderr": "ERROR: ?", "status": 1, "after": 1}]
+    job = launched()
+    with pytest.raises(RunError):
+        start(job, lambda text: None, 1)
+    assert cloud.state["created"] == 1 and nothing_left(cloud)
 
 
 def test_hours_end_a_job_that_waits_for_ever(cloud, launched, clock):
