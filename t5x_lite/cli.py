@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     _add_tasks(verbs)
 
     tpu = verbs.add_parser("tpu", help="launch jobs on Cloud TPU and look after them", allow_abbrev=False)
-    tpu.set_defaults(verb="tpu")
+    tpu.set_defaults(verb="tpu", parsed=parsed)
     cli_tpu.add(
         tpu.add_subparsers(title="actions", metavar="ACTION", parser_class=_VerbParser, required=True), _verb, _seconds
     )
@@ -376,27 +376,38 @@ def _take_behind(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:end], words[end + 1 :]
 
 
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The flags of a command line with a verb.
+
+    Raises:
+      UserError: it is wrong.
+    """
+    # What stands behind -- is another program's.
+    words, behind = _take_behind(argv)
+    words, bindings = _take_gin(words)
+    args = parser().parse_args(words)
+    if behind:
+        if not hasattr(args, "behind"):
+            raise UserError("-- is given", f"the verb {words[0]} passes nothing on", "leave out what follows it")
+        args.behind = behind
+    if bindings and not hasattr(args, "gin_file"):
+        raise UserError(f"--gin.{bindings[0]} is given", f"the verb {words[0]} reads no gin files", "leave it out")
+    args.gin = bindings
+    if getattr(args, "module", None):
+        args.gin = [*bindings, f"MIXTURE_OR_TASK_MODULE={args.module}"]
+    return args
+
+
 def run(argv: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
     show_traceback = "--traceback" in _take_behind(argv)[0]
     _quiet(show_traceback)
     try:
-        # What stands behind -- is another program's.
-        words, behind = _take_behind(argv)
-        words, bindings = _take_gin(words)
+        words, _ = _take_gin(_take_behind(argv)[0])
         if not words:
             parser().print_help()
             return 0
-        args = parser().parse_args(words)
-        if behind:
-            if not hasattr(args, "behind"):
-                raise UserError("-- is given", f"the verb {words[0]} passes nothing on", "leave out what follows it")
-            args.behind = behind
-        if bindings and not hasattr(args, "gin_file"):
-            raise UserError(f"--gin.{bindings[0]} is given", f"the verb {words[0]} reads no gin files", "leave it out")
-        args.gin = bindings
-        if getattr(args, "module", None):
-            args.gin = [*bindings, f"MIXTURE_OR_TASK_MODULE={args.module}"]
+        args = parsed(argv)
         importlib.import_module(f"t5x_lite.verbs.{args.verb}").main(args)
         return 0
     except (UserError, RunError) as error:

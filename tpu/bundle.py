@@ -5,11 +5,14 @@ code/requirements.lock       what is installed on the VM, each file with its has
 work/...                     files of the working directory, by the paths that the command calls them
 """
 
+import ast
 import gzip
 import hashlib
 import importlib.machinery
+import importlib.metadata
 import io
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -23,7 +26,14 @@ LOCK = Path(__file__).parent / "requirements.lock"
 # Of the job's own files. Data belongs in the bucket.
 _MOST_BYTES = 64 * 2**20
 
+# What gin files name: other files, modules that they import, and the module of tasks.
 _INCLUDE = re.compile(r"""^\s*include\s+['"]([^'"]+)['"]""", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", re.MULTILINE)
+_TASKS = re.compile(r"""^\s*MIXTURE_OR_TASK_MODULE\s*=\s*['"]([\w.]+)['"]""", re.MULTILINE)
+
+# Files that hold keys and passwords, by name or by what they begin with. The archive is stored in the bucket.
+_SECRET = re.compile(r"\.env(\..*)?|\.netrc|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|p12|pfx|key)|.*credentials.*\.json")
+_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 def build(job: JobSpec, folder: Path) -> tuple[bytes, str]:
@@ -62,25 +72,55 @@ def own_files(job: JobSpec, folder: Path) -> dict[str, Path]:
       UserError: one is missing, lies outside, or they are too large together.
     """
     found: dict[str, Path] = {}
-    for name in _gin_files(job.command):
+    for name in values_of(job.command, "--gin_file"):
         _take_gin_file(name, folder, found)
     for module in _modules(job.command):
-        _take_module(module, folder, found)
+        if not _take_module(module, folder, found) and job.python is None:
+            _check_is_there(module, folder)
     for name in job.include:
         path = _inside(name, folder, f"--include={name}")
         if not path.exists():
             raise UserError(f"--include={name} is not there", "there is no such file or folder", "correct --include")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and "__pycache__" not in file.parts:
-                found[file.relative_to(folder).as_posix()] = file
-    size = sum(path.stat().st_size for path in found.values())
-    if size > _MOST_BYTES:
+        for file in _files_in(path) if path.is_dir() else [path]:
+            found[file.relative_to(folder).as_posix()] = file
+    for name, path in found.items():
+        _check_may_go(name, path, folder)
+    sizes = {name: path.stat().st_size for name, path in found.items()}
+    if sum(sizes.values()) > _MOST_BYTES:
+        largest = max(sizes, key=sizes.get)
         raise UserError(
-            f"the job's own files are {size / 2**20:.0f} MiB",
+            f"the job's own files are {sum(sizes.values()) / 2**20:.0f} MiB, of which {largest} is "
+            f"{sizes[largest] / 2**20:.0f} MiB",
             f"at most {_MOST_BYTES // 2**20} MiB go with the code",
             "copy data to the bucket with `gcloud storage cp`, and name it by its gs:// address",
         )
     return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, without hidden ones and what Python leaves behind."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p == "__pycache__" or p[0] == "." for p in path.relative_to(folder).parts)
+    ]
+
+
+def _check_may_go(name: str, path: Path, folder: Path) -> None:
+    """Refuses a file that is a link to elsewhere, or that looks like a key."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{name} is a link out of the working directory",
+            "only files of the working directory go with the code",
+            "copy what it points to here, or leave it out",
+        )
+    with open(path, "rb") as file:
+        if _SECRET.fullmatch(path.name) or _KEY.search(file.read(2**16)):
+            raise UserError(
+                f"{name} looks like a secret",
+                "what goes with the code is stored in the bucket",
+                "leave it out of --include; let the job's service account read it from Secret Manager",
+            )
 
 
 def values_of(command: Sequence[str], *flags: str) -> list[str]:
@@ -93,10 +133,6 @@ def values_of(command: Sequence[str], *flags: str) -> list[str]:
             elif word == flag and k + 1 < len(command):
                 values.append(command[k + 1])
     return values
-
-
-def _gin_files(command: Sequence[str]) -> list[str]:
-    return values_of(command, "--gin_file")
 
 
 def _modules(command: Sequence[str]) -> list[str]:
@@ -113,28 +149,79 @@ def _take_gin_file(name: str, folder: Path, found: dict[str, Path]) -> None:
     if key in found:
         return
     found[key] = path
-    for included in _INCLUDE.findall(path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    for included in _INCLUDE.findall(text):
         _take_gin_file(included, folder, found)
+    for module in _IMPORT.findall(text) + _TASKS.findall(text):
+        _take_module(module, folder, found)
 
 
-def _take_module(module: str, folder: Path, found: dict[str, Path]) -> None:
-    """Takes a module of the working directory, with the package that it is in; installed ones are none of ours.
+def _take_module(module: str, folder: Path, found: dict[str, Path]) -> bool:
+    """Takes a module of the working directory, with the package that it is in and all that these import from there.
+
+    Returns:
+      Whether it is there.
+    """
+    top = module.split(".")[0]
+    if not re.fullmatch(r"[A-Za-z_]\w*", top) or _is_everywhere(top):
+        return False
+    # As Python has it: a package, a file, a folder of files.
+    file, package = folder / f"{top}.py", folder / top
+    is_file = file.is_file() and not (package / "__init__.py").is_file()
+    files = [file] if is_file else sorted(package.rglob("*.py"))
+    for path in files:
+        if (key := path.relative_to(folder).as_posix()) not in found:
+            found[key] = path
+            for imported in _imports_of(path):
+                _take_module(imported, folder, found)
+    return bool(files)
+
+
+def _imports_of(path: Path) -> list[str]:
+    """The modules that a Python file imports by their full names; what is no Python, the run says in its own words."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return []
+    found = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return found + [
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
+
+
+def _check_is_there(module: str, folder: Path) -> None:
+    """Refuses a module of tasks that neither goes along nor is installed from the lock.
 
     Raises:
-      UserError: it is nowhere.
+      UserError: it is nowhere, or on this machine alone.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
-        return
     top = module.split(".")[0]
-    files = [folder / f"{top}.py"] if (folder / f"{top}.py").is_file() else sorted((folder / top).rglob("*.py"))
-    if not files and importlib.machinery.PathFinder.find_spec(top) is None:
+    if _is_everywhere(top):
+        return
+    found = importlib.machinery.PathFinder.find_spec(top)
+    if found is None:
         raise UserError(
             f"the module {module} is not there",
             f"there is no {top}.py and no folder {top} in {folder}, whose files go with the code",
             "correct --module, or change to the folder that holds it",
         )
-    for path in files:
-        found[path.relative_to(folder).as_posix()] = path
+    locked = {_normal(name) for name in re.findall(r"^([\w.-]+)(?:\[.*?\])?==", LOCK.read_text(), re.MULTILINE)}
+    if not locked & {_normal(name) for name in importlib.metadata.packages_distributions().get(top, ())}:
+        raise UserError(
+            f"the module {module} is on this machine alone",
+            f"it is found in {found.origin or next(iter(found.submodule_search_locations))}, and neither goes with the "
+            f"code, as what lies in {folder} does, nor is installed from the lock",
+            "change to the folder that holds it, or copy it here",
+        )
+
+
+def _is_everywhere(top: str) -> bool:
+    return top == "t5x_lite" or top in sys.stdlib_module_names
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as packaging compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _inside(name: str, folder: Path, flag: str) -> Path:
@@ -146,6 +233,13 @@ def _inside(name: str, folder: Path, flag: str) -> Path:
             f"change to a folder that holds it, and name it from there; here is {folder}",
         )
     return folder / PurePosixPath(path.relative_to(folder.resolve()).as_posix())
+
+
+def unpack(archive: bytes, folder: Path) -> None:
+    """Lays the archive out as a TPU VM has it."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    (folder / "work").mkdir(exist_ok=True)
 
 
 def _archive(files: dict[str, Path]) -> bytes:

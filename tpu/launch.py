@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,15 +57,20 @@ def prepare(job: JobSpec, folder: Path, say: Callable[[str], None]) -> Prepared:
       UserError: something is wrong with it.
     """
     model_dir = None
-    if job.command[0] == "train":
+    archive, digest = bundle.build(job, folder)
+    if job.command[0] != "train":
+        preflight.check_flags(job, folder)
+    else:
         say(f"laying the job out on {job.num_slices} x {job.accelerator}: {shlex.join(preflight.dry_run_words(job))}")
-        printed = preflight.dry_run(job, folder)
+        with tempfile.TemporaryDirectory(prefix="t5x_lite") as name:
+            unpacked = Path(name).resolve()
+            bundle.unpack(archive, unpacked)
+            printed = preflight.dry_run(job, unpacked)
+            model_dir = preflight.check_files(job, printed, folder, unpacked)
         for warning in (line for line in printed.splitlines() if line.startswith("warning: ")):
             say(warning)
-        model_dir = preflight.check_files(job, printed, folder)
         if not bundle.values_of(job.command, "--gin.MODEL_DIR") and model_dir == f"{job.url}/model":
             job = dataclasses.replace(job, command=(*job.command, f"--gin.MODEL_DIR={model_dir}"))
-    archive, digest = bundle.build(job, folder)
     return Prepared(job, model_dir, record.keep(archive, f"code-{digest}.tar.gz"), digest)
 
 

@@ -6,10 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import t5x_lite.errors
 from t5x_lite.errors import UserError
 from t5x_lite.tpu import bundle
 from t5x_lite.tpu.spec import JobSpec
@@ -33,14 +31,17 @@ def dry_run_words(job: JobSpec) -> list[str]:
 def dry_run(job: JobSpec, folder: Path) -> str:
     """Lays a training job out on its slices and returns what that prints: chips against mesh, batch and gin.
 
+    Args:
+      job: the job.
+      folder: its code, unpacked: what is not in there is not on a TPU VM either.
+
     Raises:
       UserError: the job is refused, in its own words.
     """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    home = str(Path(t5x_lite.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder / "code")}
     done = subprocess.run(
-        dry_run_words(job), cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        dry_run_words(job), cwd=folder / "work", env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        check=False,
     )  # fmt: skip
     if done.returncode == 0:
         return done.stdout.decode(errors="replace")
@@ -48,18 +49,44 @@ def dry_run(job: JobSpec, folder: Path) -> str:
     refused = next((line for line in said if line.startswith("t5x_lite: error: ")), said[-1])
     raise UserError(
         f"the job cannot run on {job.num_slices} x {job.accelerator}: {refused.removeprefix('t5x_lite: error: ')}",
-        "its dry run says so, and nothing has been asked for",
-        "mend the command behind --, or choose another --accelerator",
+        "its dry run says so, with the files that go with the code, and nothing has been asked for",
+        "mend the command behind --, name a file of this folder that it lacks with --include, or choose another "
+        "--accelerator",
     )
 
 
-def check_files(job: JobSpec, printed: str, folder: Path) -> str:
+def check_flags(job: JobSpec, folder: Path) -> None:
+    """Refuses another verb than training that would read or write files which are not where it runs.
+
+    Raises:
+      UserError: a path is one of this machine and does not go with the code.
+    """
+    own = bundle.own_files(job, folder)
+    for flag in ("--checkpoint", "--output", "--output_dir"):
+        for value in bundle.values_of(job.command, flag):
+            if "://" not in value:
+                raise UserError(
+                    f"{flag}={value} is not in a bucket",
+                    "a TPU VM does not have this machine's disk, and its own goes with it",
+                    f"write {flag}=gs://...",
+                )
+    for value in bundle.values_of(job.command, "--input"):
+        if "://" not in value and os.path.normpath(value) not in own:
+            raise UserError(
+                f"--input={value} is on this machine",
+                "a TPU VM reads what is in a bucket, or what goes with the code by a relative path",
+                f"copy it to the bucket and write --input=gs://..., or where it is small, add --include={value}",
+            )
+
+
+def check_files(job: JobSpec, printed: str, folder: Path, unpacked: Path) -> str:
     """Refuses a job that would read or write files which are not where it runs.
 
     Args:
       job: a training job.
       printed: by its dry run.
       folder: the working directory.
+      unpacked: the folder of its code that the dry run was in.
 
     Returns:
       MODEL_DIR; the job's own folder in the bucket where none is bound.
@@ -71,7 +98,7 @@ def check_files(job: JobSpec, printed: str, folder: Path) -> str:
     for macro in _READ:
         for value in (bound(printed, macro) or "").split(","):
             if value and "://" not in value and value not in ("bytes", "demo"):
-                _check_goes_along(macro, value, job.command, own, folder)
+                _check_goes_along(macro, value, own, folder, unpacked / "work")
     model_dir = bound(printed, "MODEL_DIR")
     if model_dir is None:
         return f"{job.url}/model"
@@ -84,10 +111,11 @@ def check_files(job: JobSpec, printed: str, folder: Path) -> str:
     return model_dir
 
 
-def _check_goes_along(macro: str, value: str, command: Sequence[str], own: dict[str, Path], folder: Path) -> None:
-    relative = os.path.relpath(value, folder)
+def _check_goes_along(macro: str, value: str, own: dict[str, Path], folder: Path, work: Path) -> None:
+    is_relative = Path(value).is_relative_to(work)
+    relative = os.path.relpath(value, work if is_relative else folder)
     taken = any(fnmatch.fnmatchcase(name, relative) or name.startswith(f"{relative}/") for name in own)
-    if not taken or any(value in word for word in command):
+    if not (taken and is_relative):
         raise UserError(
             f"{macro}={value} is on this machine",
             "a TPU VM reads what is in a bucket, or what goes with the code by a relative path",

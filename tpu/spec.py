@@ -121,6 +121,10 @@ class JobSpec:
         verb = self.command[0]
         if verb not in VERBS:
             raise UserError(f"{verb} cannot be launched", nearest(verb, VERBS), "write -- train --gin_file=F")
+        if "--dry_run" in self.command:
+            raise UserError(
+                "--dry_run stands behind --", "what is launched is to do its work", "write it before --, after launch"
+            )
         if verb != "train" and slice_.hosts * self.num_slices > 1:
             raise UserError(
                 f"{verb} is to run on {slice_.hosts * self.num_slices} hosts",

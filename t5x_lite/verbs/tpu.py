@@ -13,7 +13,13 @@ def main(args) -> None:
 
 
 def _job(args, **given):
-    """A job of flags, on top of what gin files bind."""
+    """A job of flags, on top of what gin files bind, whose command the command line itself understands."""
+    job = _described(args, **given)
+    args.parsed(list(job.command))
+    return job
+
+
+def _described(args, **given):
     from t5x_lite.tpu.spec import JobSpec
 
     if args.gin_file:

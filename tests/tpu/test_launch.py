@@ -5,16 +5,12 @@ import os
 import re
 import shlex
 import subprocess
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from t5x_lite import cli
 from t5x_lite.tpu import bundle, gcloud, launch, preflight
-from t5x_lite.tpu.spec import JobSpec
-from tests.tpu.conftest import JOB
 from tests.tpu.fake_gcloud import Fake, parse
 
 SLICE = ["--accelerator=v5litepod-16", "--zone=us-west4-a", "--project=my-project", "--bucket=gs://my-bucket"]
@@ -220,7 +216,8 @@ def test_a_gin_file_of_the_job(world, laid_out, capfd):
 
 
 def test_hostile_words_are_quoted_where_they_are_printed_and_never_run(world, laid_out, capfd):
-    hostile = ["--gin.A=a b", "it's", '"', "$(touch hacked)", "`touch hacked`", "a\nb; touch hacked", "--x=$HOME"]
+    words = ["a b", "it's", '"', "$(touch hacked)", "`touch hacked`", "a\nb; touch hacked", "--x=$HOME"]
+    hostile = [f"--gin.A{k}={word}" for k, word in enumerate(words)]
     command = ["tpu", "launch", "--name=small", *SLICE, "--env=A=$(touch hacked)\n'", "--", *TRAIN, *hostile]
     assert cli.run(command) == 0, capfd.readouterr().err
     stored = json.loads(cloud(world).text("gs://my-bucket/t5x_lite/small/job.json"))
@@ -252,54 +249,41 @@ def test_on_a_tpu_vm_that_is_there(world, laid_out, capfd):
         assert cli.run(["tpu", "run", f"--tpu={tpu}", *command[3:]]) == 2
 
 
-def test_the_bundle_is_the_same_for_the_same_files_and_whole(tmp_path):
-    (tmp_path / "job.gin").write_text("include 'more/part.gin'\ninclude 'runs/pretrain.gin'\n")
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more/part.gin").touch()
-    (tmp_path / "my_tasks.py").touch()
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/a b$(x).txt").write_text("x")
-    command = ("train", "--gin_file=job.gin", "--module=my_tasks")
-    job = JobSpec(**JOB | {"command": command, "include": ("data",)})
-    archive, digest = bundle.build(job, tmp_path)
-    assert bundle.build(job, tmp_path) == (archive, digest)
-    names = set(tarfile.open(fileobj=BytesIO(archive)).getnames())
-    own = {"work/job.gin", "work/more/part.gin", "work/my_tasks.py", "work/data/a b$(x).txt"}
-    assert {name for name in names if name.startswith("work/")} == own
-    assert {"code/requirements.lock", "code/t5x_lite/cli.py", "code/t5x_lite/tpu/startup.py"} < names
-    assert {"code/t5x_lite/configs/runs/pretrain.gin", "code/t5x_lite/tasks/registry.py"} < names
-    # It runs as it is.
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(tmp_path / "there", filter="data")
-    done = subprocess.run(
-        [os.sys.executable, "-m", "t5x_lite", "--version"], cwd=tmp_path / "there/work", capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "there/code")}, check=True,
-    )  # fmt: skip
-    assert done.stdout.startswith("t5x_lite ")
-
-
-def test_the_lock_of_a_tpu_vm_is_the_tested_one_and_libtpu():
-    def pinned(path):
-        return set(re.findall(r"^([\w.-]+(?:\[[\w,]+\])?==[^\\\n]+)", (ROOT / path).read_text(), flags=re.MULTILINE))
-
-    more = {line.split("==")[0] for line in pinned("tpu/requirements.lock") - pinned("requirements.lock")}
-    assert more == {"libtpu"}
-
-
-def test_a_module_that_is_nowhere(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("command, said", [
+    (["eval", "--chekpoint=gs://b/m"], "unknown flag --chekpoint=gs://b/m. Nearest: --checkpoint"),
+    (["eval"], "--checkpoint"),
+    (["eval", "--checkpoint=model"], "--checkpoint=model is not in a bucket"),
+    (["eval", "--checkpoint=gs://b/m", "--output_dir=out"], "--output_dir=out is not in a bucket"),
+    (["infer", "--checkpoint=gs://b/m", "--input=gs://b/x.txt", "--output", "o.jsonl"], "--output=o.jsonl is not in"),
+    (["infer", "--checkpoint=gs://b/m", "--input=x.txt"], "--include=x.txt"),
+    (["train", "--gin_fil=job.gin"], "unknown flag --gin_fil"),
+    (["train", "--dry_run"], "--dry_run stands behind --"),
+])  # fmt: skip
+def test_a_command_that_would_fail_on_a_tpu_vm_is_refused_here(command, said, world, laid_out, capfd):
+    Path("x.txt").write_text("a")
     flags = ["--name=small", *SLICE, "--accelerator=v5litepod-8"]
-    assert cli.run(["tpu", "launch", *flags, "--", "eval", "--module=no_such_tasks"]) == 2
-    assert "the module no_such_tasks is not there" in capfd.readouterr().err
+    assert cli.run(["tpu", "launch", *flags, "--", *command]) == 2
+    assert said in capfd.readouterr().err
+    assert not cloud(world).state["calls"]
 
 
-@pytest.mark.parametrize("include", ["../x", "/etc/hosts", "missing"])
-def test_only_files_of_the_working_directory_go_along(include, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    flags = ["--name=small", *SLICE, f"--include={include}", "--accelerator=v5litepod-8"]
-    assert cli.run(["tpu", "launch", *flags, "--", "eval"]) == 2
-    assert f"--include={include}" in capfd.readouterr().err
+def test_what_goes_along_may_be_read(world, laid_out, capfd):
+    Path("x.txt").write_text("a")
+    flags = ["--name=small", *SLICE, "--accelerator=v5litepod-8", "--include=x.txt"]
+    command = ["infer", "--checkpoint=gs://b/m", "--input=./x.txt", "--output=gs://b/o.jsonl"]
+    assert cli.run(["tpu", "launch", *flags, "--", *command]) == 0, capfd.readouterr().err
+
+
+def test_a_job_is_laid_out_with_what_goes_along_alone(world, capfd):
+    """A vocabulary beside the gin file is not on a TPU VM unless it is included; nor is a gin file that is missing."""
+    Path("job.gin").write_text("include 'runs/pretrain.gin'\nVOCABULARY = 'here/spiece.model'\n")
+    Path("here").mkdir()
+    Path("here/spiece.model").touch()
+    command = [word for word in TRAIN if "VOCABULARY" not in word and "runs/" not in word] + ["--gin_file=job.gin"]
+    launch_ = ["tpu", "launch", "--name=small", *SLICE, "--dry_run"]
+    assert cli.run([*launch_, "--", *command]) == 2
+    assert "--include=here/spiece.model" in capfd.readouterr().err
+    assert cli.run([*launch_, "--include=here", "--", *command]) == 0, capfd.readouterr().err
 
 
 def test_macros_are_read_from_what_a_dry_run_prints():
