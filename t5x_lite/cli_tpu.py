@@ -84,7 +84,7 @@ def add(actions, verb: Callable[..., argparse.ArgumentParser], seconds: Callable
     logs.add_argument("--worker", metavar="S-W", help="worker W of slice S; default: 0-0")
     logs.add_argument("--follow", action="store_true", help="until the job ends")
     polling(logs, 20)
-    ssh = of_job("ssh", "a shell on a worker, or a command there: -- COMMAND")
+    ssh = of_job("ssh", "a shell on a worker, or a command there: -- PROGRAM ARGUMENTS, or -- one line of a shell")
     ssh.add_argument("--worker", default="0", metavar="W", help="of the slice, or all; default: 0")
     ssh.add_argument("--slice", type=int, default=0, metavar="S", help="default: 0")
     ssh.add_argument("--dry_run", action="store_true", help="print the command that would run")

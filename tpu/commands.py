@@ -1,6 +1,7 @@
 """The actions of `t5x_lite tpu`, a function each, from the values of their flags to what they print."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 import time
@@ -62,10 +63,14 @@ def _launch(args, make: Callable[..., JobSpec]) -> None:
         record.upload(str(request.STARTUP), f"{job.url}/startup.py")
         say(f"every host is to run: python3 startup.py {job.url}")
         return
-    launch.start(launched, (lambda text: None) if args.dry_run else say, args.poll_seconds)
+    where = f"--name={job.name} --bucket={job.bucket}"
+    try:
+        launch.start(launched, (lambda text: None) if args.dry_run else say, args.poll_seconds)
+    except KeyboardInterrupt:
+        say(f"it may be queued by now: see t5x_lite tpu status {where}, or end it: t5x_lite tpu stop {where}")
+        raise
     if args.dry_run:
         return
-    where = f"--name={job.name} --bucket={job.bucket}"
     if args.watch:
         _watched(launched, args)
         return
@@ -151,7 +156,7 @@ def _logs(args) -> None:
     shown: set[str] = set()
     while True:
         over = record.read(f"{launched.job.url}/exit.json") if args.follow else None
-        parts = [part for part in status.log_parts(launched.job.url, worker) if part not in shown]
+        parts = [part for part in status.log_parts(launched, worker) if part not in shown]
         for part in parts:
             sys.stdout.write(record.text_of([part]))
             sys.stdout.flush()
@@ -180,7 +185,8 @@ def _ssh(args) -> None:
         node = job.nodes[args.slice]
     if args.worker != "all" and not args.worker.isdecimal():
         raise UserError(f"--worker={args.worker} is none", "it is a number, or all", "correct --worker")
-    command = " ".join(args.behind) if args.behind else None
+    # One word is a shell's line, as in -- 'cd /tmp && ls'; several are a program and its arguments.
+    command = None if not args.behind else args.behind[0] if len(args.behind) == 1 else shlex.join(args.behind)
     words = request.ssh_words(node, zone, job.project, args.worker, command)
     if args.dry_run:
         print(gcloud.shown(words))

@@ -37,11 +37,13 @@ def find(zones: tuple[str, ...], project: str, everything: bool) -> Iterator[Fou
       GcloudError: a zone or a job cannot be looked at.
     """
     for zone in zones:
+        # First: one that is made in between has a queued resource which is listed.
+        nodes = request.listed("tpu-vm", zone, project)
         requests = request.listed("queued-resources", zone, project)
         held = {request.labels_of(found).get(spec.JOB_LABEL) for found in requests}
         for found in requests:
             yield _as_found("queued-resources", found, zone, _why(found, zone) or ("--all" if everything else ""))
-        for node in request.listed("tpu-vm", zone, project):
+        for node in nodes:
             if request.labels_of(node).get(spec.JOB_LABEL) not in held:
                 yield _as_found("tpu-vm", node, zone, "it has no queued resource")
 
@@ -87,6 +89,9 @@ def delete(found: Found, project: str) -> bool:
         now = gcloud.read_json([*words, f"--zone={found.zone}", f"--project={project}"], dict)
         ours = request.labels_of(now).get(spec.OWNER_LABEL) == spec.OWNER
         if not ours or str(now.get("createTime", "")) != found.created:
+            return False
+        job = request.labels_of(now).get(spec.JOB_LABEL, "")
+        if found.what == "tpu-vm" and request.resource(job, found.zone, project) is not None:
             return False
         deleting = request.delete_words if found.what == "queued-resources" else request.delete_node_words
         gcloud.run(deleting(found.name, found.zone, project))

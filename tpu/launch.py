@@ -90,7 +90,7 @@ def publish(prepared: Prepared, tpu: str | None = None) -> Launched:
     objects = record.listing(f"{job.url}/*")
     generation = objects.get(f"{job.url}/job.json", ("0", 0.0))[0]
     known = record.read(f"{job.url}/job.json") if generation != "0" else None
-    launched = objects[record.marked(job.url)][1]
+    launched = objects.get(record.marked(job.url), ("", time.time()))[1]
     if known is not None:
         ended = record.read(f"{job.url}/exit.json") or {}
         if ended.get("launched") != known.get("launched"):

@@ -30,7 +30,12 @@ _BUCKET = r"gs://(?!goog)[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/[A-Za-z0-9_][-.A-Za
 _ACCOUNT = r"[-a-z0-9.]+@[-a-z0-9.]+"
 _NETWORK = r"[a-z0-9][-a-z0-9/_.:]*"
 _VARIABLE = r"([A-Za-z_][A-Za-z0-9_]*)=(.*)"
-_SECRET = r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE"
+_SECRET = r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|(^|_)KEY$"
+# Keys by the looks of them: of Hugging Face, GitHub, Amazon and Google, and in PEM.
+_KEY = (
+    r"\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|ya29\.[\w-]{20})|PRIVATE KEY-----"
+)
+_OURS = ("PYTHONPATH", "PYTHONUNBUFFERED")
 _TPU = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
 
 
@@ -111,6 +116,9 @@ class JobSpec:
             _set(self, name, _texts(name, getattr(self, name)))
         for binding in self.env:
             _check_variable(binding)
+        for word in (*self.env, *self.command):
+            if re.search(_KEY, word):
+                raise _secret(f"the value of {word.partition('=')[0]}" if "=" in word else "a word of the command")
         self._check_command(slice_)
 
     def _check_command(self, slice_: hardware.Hardware) -> None:
@@ -252,11 +260,17 @@ def _check_variable(binding: str) -> None:
     if not found:
         raise UserError(f"--env is {binding!r}", "it is NAME=VALUE", "write for example --env=LIBTPU_INIT_ARGS=--xla_x")
     if re.search(_SECRET, found[1].upper()):
-        raise UserError(
-            f"--env={found[1]}=... looks like a secret",
-            "what a job is given is stored in the bucket",
-            "let the job's service account read it from Secret Manager",
-        )
+        raise _secret(f"--env={found[1]}=...")
+    if found[1] in _OURS:
+        raise UserError(f"--env={binding} is given", "a host sets it to find the job's code", "leave it out")
+
+
+def _secret(what: str) -> UserError:
+    return UserError(
+        f"{what} looks like a secret",
+        "what a job is given is stored in the bucket",
+        "let the job's service account read it from Secret Manager",
+    )
 
 
 def _whole(name: str, value) -> int:

@@ -99,10 +99,11 @@ def rows(zones: tuple[str, ...], project: str) -> Iterator[tuple[str, ...]]:
             yield job, zone, request.as_resource(found, zone).state, accelerator, request.job_url_of(found) or ""
 
 
-def log_parts(url: str, worker: str) -> list[str]:
-    """The addresses of the parts of a worker's log, in order.
+def log_parts(launched: Launched, worker: str) -> list[str]:
+    """The addresses of the parts of a worker's log of this launch, in order.
 
     Raises:
       GcloudError: they cannot be listed.
     """
-    return sorted(record.listing(f"{url}/logs/{worker}/*"))
+    found = record.listing(f"{launched.job.url}/logs/{worker}/*")
+    return sorted(part for part, (_, written) in found.items() if written >= launched.launched)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import cli
-from t5x_lite.tpu import bundle, gcloud, launch, preflight
+from t5x_lite.tpu import bundle, gc, gcloud, launch, preflight
 from tests.tpu.fake_gcloud import Fake, parse
 
 SLICE = ["--accelerator=v5litepod-16", "--zone=us-west4-a", "--project=my-project", "--bucket=gs://my-bucket"]
@@ -87,6 +87,12 @@ def test_from_launch_to_the_end(world, capfd, monkeypatch):
     assert cli.run(["tpu", "ssh", *of, "--worker=all", "--", "ls", "-l"]) == 0
     fake = cloud(world)
     assert "--command=ls -l" in fake.state["calls"][-1]
+    for words, line in (
+        (["ls", "a b", "$(touch hacked)"], "ls 'a b' '$(touch hacked)'"), (["cd /tmp && ls"], "cd /tmp && ls")
+    ):  # fmt: skip
+        assert cli.run(["tpu", "ssh", *of, "--", *words]) == 0
+        assert f"--command={line}" in cloud(world).state["calls"][-1]
+    fake = cloud(world)
     fake.put("gs://my-bucket/t5x_lite/small/logs/0-0/b-000001.log", b"second\n")
     fake.put("gs://my-bucket/t5x_lite/small/logs/0-0/b-000000.log", b"first\n")
     fake.save()
@@ -100,6 +106,8 @@ def test_from_launch_to_the_end(world, capfd, monkeypatch):
     assert cli.run(["tpu", "logs", *of, "--follow", "--poll_seconds=0.01"]) == 0
     # What is over may be launched anew.
     assert cli.run(command) == 0 and cloud(world).state["created"] == 3
+    capfd.readouterr()
+    assert cli.run(["tpu", "logs", *of]) == 0 and capfd.readouterr().out == ""  # of this launch
     assert cli.run(["tpu", "stop", *of, "--poll_seconds=0.01"]) == 0
     assert not cloud(world).state["resources"]
     assert cli.run(["tpu", "watch", *of]) == 0
@@ -329,6 +337,29 @@ def test_gc_deletes_what_is_ours_and_not_needed(world, laid_out, capfd, monkeypa
     assert cli.run([*gc, "--yes"]) == 0
     assert cli.run([*gc, "--yes", "--all"]) == 0
     assert [call[4] for call in cloud(world).state["calls"] if "delete" in call][3:] == ["small"]
+
+
+def test_gc_leaves_what_is_made_while_it_looks(world, laid_out, capfd, monkeypatch):
+    """A TPU VM that is there before its queued resource is listed, and one that gets a queued resource afterwards."""
+    call = gcloud.call
+
+    def made_between(words, timeout):
+        answer = call(words, timeout)
+        if words[3:5] == ["queued-resources", "list"] and not cloud(world).state["created"]:
+            fake = cloud(world)
+            owned(fake, "young", "ACTIVE")
+            fake.save()
+        return answer
+
+    monkeypatch.setattr(gcloud, "call", made_between)
+    of = ["--project=my-project", "--zone=us-west4-a"]
+    assert cli.run(["tpu", "gc", *of, "--yes"]) == 0
+    assert "us-west4-a/young" in cloud(world).state["nodes"]
+    found = gc.Found(
+        "tpu-vm", "us-west4-a", "young", "READY", cloud(world).state["nodes"]["us-west4-a/young"]["createTime"], "x"
+    )
+    assert not gc.delete(found, "my-project")
+    assert "us-west4-a/young" in cloud(world).state["nodes"]
 
 
 @pytest.mark.parametrize("answer, deleted", [("y", 1), ("", 0), ("n", 0)])

@@ -106,6 +106,10 @@ def test_several_slices_live_and_die_together(cloud, launched):
      ["TPUV5sPreemptibleLitepodPerProjectPerRegionForTPUAPI", "tpu gc", "iam-admin/quotas"]),
     ("ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", ["tpu.nodes.create", "roles/tpu.admin"]),
     ("ERROR: You do not currently have an active account selected.", ["gcloud auth login"]),
+    ("ERROR: PERMISSION_DENIED: Permission denied on 'locations/us-west4-z' (or it may not exist).",
+     ["Correct --zone"]),
+    ("ERROR: FAILED_PRECONDITION: Billing must be enabled for activation of service.",
+     ["console.cloud.google.com/billing"]),
     ("ERROR: Cloud TPU API has not been used in project 1 before or it is disabled.", ["gcloud services enable"]),
 ])  # fmt: skip
 def test_what_does_not_go_away_is_said_with_its_remedy(error, words, cloud, launched):
