@@ -75,7 +75,8 @@ def _launch(args, make: Callable[..., JobSpec]) -> None:
         _watched(launched, args)
         return
     print(
-        f"{job.name} is launched. Its model will be in {prepared.model_dir or job.url}\n"
+        f"{job.name} is launched. "
+        f"{f'Its model will be in {prepared.model_dir}' if prepared.model_dir else f'Its records are in {job.url}'}\n"
         f"t5x_lite tpu watch {where}    until it is done; after a preemption this makes new machines\n"
         f"t5x_lite tpu status {where}\nt5x_lite tpu logs {where} --follow\nt5x_lite tpu stop {where}"
     )

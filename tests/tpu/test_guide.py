@@ -65,10 +65,13 @@ def test_every_command_of_the_guide_runs(home, monkeypatch, capfd):
             fake.put("gs://my-bucket/t5x_lite/base/logs/0-0/a-000000.log", b"step 1/524288\n")
             fake.save()
         assert cli.run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
+        assert "warning" not in capfd.readouterr().err, line  # such as that it does not fit the chips
     fake = Fake(home / "cloud")
     assert fake.state["created"] == 3 and fake.state["most_live"] == 1
     assert list(fake.state["resources"]) == ["us-west4-a/base-eval"]
-    assert "gs://my-bucket/t5x_lite/base-gke/startup.py" in fake.state["objects"]
+    for path in ("gke/jobset.yaml", "skypilot/job.yaml"):
+        [url] = re.findall(r"gs://\S+/t5x_lite/[\w-]+", (ROOT / "tpu" / path).read_text())
+        assert f"{url}/startup.py" in fake.state["objects"]
 
 
 def test_the_guide_links_and_names_what_is_there():
@@ -96,11 +99,11 @@ def test_templates_start_a_published_job(path, home):
         script = script.replace("/tmp/startup.py", "startup.py")
     else:
         script, url = found["run"], found["envs"]["JOB"]
-    assert url == "gs://my-bucket/t5x_lite/base"
+    name = url.removeprefix("gs://my-bucket/t5x_lite/")
     python = home / "python"
     python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {home}/ran\n')
     python.chmod(0o755)
-    job = JobSpec(**JOB | {"name": "base", "accelerator": "v5litepod-8", "command": ("eval",)})
+    job = JobSpec(**JOB | {"name": name, "accelerator": "v5litepod-8", "command": ("eval",)})
     archive, digest = bundle.build(job, home)
     values = job.as_json() | {"launched": 1.0, "code": digest, "python": str(python), "beat_seconds": 1}
     fake = Fake(home / "cloud")

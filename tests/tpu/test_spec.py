@@ -60,7 +60,7 @@ def test_names_that_are_some(name):
     ({"env": ("MY_KEY=123abc",)}, "looks like a secret"),
     ({"env": ("HF=hf_123abc" + "x" * 30,)}, "the value of HF looks like a secret"),
     ({"command": ("train", "--gin.A=AKIA123ABC" + "X" * 12)}, "the value of --gin.A looks like a secret"),
-    ({"env": ("PYTHONPATH=/x",)}, "a host sets it"),
+    ({"env": ("PYTHONPATH=/x",)}, "A host sets it"),
     ({"command": ()}, "there is no command to run"),
     ({"command": ("trian",)}, "Nearest: train"),
     ({"command": ("eval", "--checkpoint=gs://b/m")}, "eval is to run on 4 hosts"),
