@@ -32,7 +32,10 @@ class _Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> UserError:
         kind = "flag" if word.startswith("-") else "argument"
         flags = [s for action in self._actions for s in action.option_strings if s.startswith("--")]
-        return UserError(f"unknown {kind} {word}", nearest(word.split("=")[0], flags), f"see {self.prog} --help")
+        fix = f"see {self.prog} --help"
+        if kind == "argument" and self.get_default("behind") is not None:
+            fix = f"a command that is to run stands behind --; {fix}"
+        return UserError(f"unknown {kind} {word}", nearest(word.split("=")[0], flags), fix)
 
     def error(self, message: str):
         see = f"see {self.prog} --help"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t5x_lite.errors import RunError, UserError
-from t5x_lite.tpu import gc, gcloud, launch, record, request, spec, status
+from t5x_lite.tpu import gc, gcloud, hardware, launch, record, request, spec, status
 from t5x_lite.tpu.gcloud import GcloudError
 from t5x_lite.tpu.plan import Outcome
 from t5x_lite.tpu.spec import JobSpec
@@ -92,8 +92,14 @@ def _run(args, make: Callable[..., JobSpec]) -> None:
                 "--accelerator is not given", "a dry run does not ask what the TPU is", "give it, as --accelerator=T"
             )
         gcloud.call = launch.Rehearsal()
-    accelerator = args.accelerator or _accelerator_of(args.tpu, zone, args.project)
-    job = _job(args, make, accelerator=accelerator)
+    known = {} if args.dry_run else {"accelerator": _accelerator_of(args.tpu, zone, args.project)}
+    job = _job(args, make, **known)
+    if args.accelerator and job.slice != hardware.parse(args.accelerator, "--accelerator"):
+        raise UserError(
+            f"--accelerator={args.accelerator} is given",
+            f"{args.tpu} is {job.accelerator}",
+            "correct it or leave it out",
+        )
     prepared = launch.prepare(job, Path.cwd(), say)
     launched = launch.publish(prepared, args.tpu)
     for words in launch.run_on(prepared, launched, args.tpu, zone):
@@ -111,7 +117,21 @@ def _run(args, make: Callable[..., JobSpec]) -> None:
 
 def _accelerator_of(tpu: str, zone: str, project: str) -> str:
     words = ["gcloud", "compute", "tpus", "tpu-vm", "describe", tpu, f"--zone={zone}", f"--project={project}"]
-    return str(gcloud.read_json(words, dict).get("acceleratorType") or "")
+    try:
+        found = gcloud.read_json(words, dict)
+    except GcloudError as error:
+        if error.kind != "notfound":
+            raise
+        raise UserError(
+            f"--tpu={tpu} is not there",
+            f"{zone} of {project} has no TPU VM of that name",
+            f"see gcloud compute tpus tpu-vm list --zone={zone} --project={project}",
+        ) from error
+    if found.get("state", "READY") != "READY":
+        raise UserError(
+            f"--tpu={tpu} is {found['state']}", "it runs nothing so", "wait until it is READY, or name another"
+        )
+    return str(found.get("acceleratorType") or "")
 
 
 def _of(args) -> tuple[Launched, dict]:

@@ -66,8 +66,8 @@ def _has_no_bucket(error: GcloudError) -> bool:
 
 def seconds(text) -> float:
     """Unix seconds of a time as Google writes it; 0 where it is none."""
-    # Nanoseconds are more than Python reads, and gcloud writes +0000.
-    text = re.sub(r"(\.\d+)?(Z|\+00:?00)?$", "+00:00", str(text or ""), count=1)
+    # Nanoseconds are more than Python keeps, and gcloud writes +0000.
+    text = re.sub(r"(\.\d{1,6}\d*)?(Z|\+00:?00)?$", lambda f: f"{(f[1] or '')[:7]}+00:00", str(text or ""), count=1)
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:

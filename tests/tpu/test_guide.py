@@ -92,6 +92,13 @@ def test_templates_start_a_published_job(path, home):
         slice_ = found["spec"]["replicatedJobs"][0]["template"]["spec"]
         pod = slice_["template"]["spec"]
         [container] = pod["containers"]
+        # Where JobSet's own documentation has it: a slice never gets pods of two jobs.
+        assert found["metadata"]["annotations"] == {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
+        # What the job has given up is not started again; what was preempted (75) is.
+        [rule] = slice_["podFailurePolicy"]["rules"]
+        assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [1, 2] and not slice_["backoffLimit"]
         assert slice_["parallelism"] == slice_["completions"] == 4 and container["resources"]["limits"]
         assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
         [script], [env] = container["args"], container["env"]

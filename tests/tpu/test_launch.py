@@ -253,6 +253,16 @@ def test_on_a_tpu_vm_that_is_there(world, laid_out, capfd):
     assert cli.run(["tpu", "watch", "--name=small", "--bucket=gs://my-bucket"]) == 2
     assert cli.run(["tpu", "stop", "--name=small", "--bucket=gs://my-bucket"]) == 0
     assert "us-west4-a/mine" in cloud(world).state["nodes"]
+    fake = cloud(world)
+    fake.state["nodes"]["us-west4-a/gone"] = {"acceleratorType": "v5litepod-16", "state": "PREEMPTED"}
+    fake.save()
+    capfd.readouterr()
+    for tpu, more, said in (
+        ("other", [], "--tpu=other is not there"), ("gone", [], "--tpu=gone is PREEMPTED"),
+        ("mine", ["--accelerator=v5e:2x4"], "The TPU VM mine is v5litepod-16"),
+    ):  # fmt: skip
+        assert cli.run(["tpu", "run", f"--tpu={tpu}", *command[3:6], *more, *command[6:]]) == 2
+        assert said in capfd.readouterr().err
     for tpu in ("a b", "$(x)", "-x", "a\n"):
         assert cli.run(["tpu", "run", f"--tpu={tpu}", *command[3:]]) == 2
 
@@ -266,6 +276,7 @@ def test_on_a_tpu_vm_that_is_there(world, laid_out, capfd):
     (["infer", "--checkpoint=gs://b/m", "--input=x.txt"], "--include=x.txt"),
     (["train", "--gin_fil=job.gin"], "unknown flag --gin_fil"),
     (["train", "--dry_run"], "--dry_run stands behind --"),
+    (["train", "eval"], "unknown argument eval"),
 ])  # fmt: skip
 def test_a_command_that_would_fail_on_a_tpu_vm_is_refused_here(command, said, world, laid_out, capfd):
     Path("x.txt").write_text("a")
@@ -273,6 +284,11 @@ def test_a_command_that_would_fail_on_a_tpu_vm_is_refused_here(command, said, wo
     assert cli.run(["tpu", "launch", *flags, "--", *command]) == 2
     assert said in capfd.readouterr().err
     assert not cloud(world).state["calls"]
+
+
+def test_a_command_without_the_two_dashes(capfd):
+    assert cli.run(["tpu", "launch", "--name=small", *SLICE, "train", "--gin_file=job.gin"]) == 2
+    assert "A command that is to run stands behind --" in capfd.readouterr().err
 
 
 def test_what_goes_along_may_be_read(world, laid_out, capfd):

@@ -296,6 +296,24 @@ def test_a_machine_that_cannot_read_its_job_ends_itself(machine):
     assert ended[4] == "small" and {"--zone=us-west4-a", "--project=my-project"} <= set(ended)
 
 
+@pytest.mark.parametrize("said, environment, name", [
+    ({"agent-worker-number": "3"}, {}, "0-3"),
+    ({"agent-worker-number": "3", "tpu-env": "ZONE: 'a'\nMEGASCALE_SLICE_ID: '1'\nWORKER_ID: '3'\n"}, {}, "1-3"),
+    ({}, {"TPU_WORKER_ID": "2", "MEGASCALE_SLICE_ID": "1"}, "1-2"),
+    ({}, {"TPU_WORKER_ID": "2"}, "0-2"),
+    ({}, {}, "0-0"),
+])  # fmt: skip
+def test_which_worker_of_which_slice_it_is(said, environment, name, metadata, monkeypatch):
+    """On a TPU VM by its metadata, of several slices too; on Kubernetes by the environment."""
+    monkeypatch.setenv("GCE_METADATA_HOST", metadata["host"])
+    for variable in ("TPU_WORKER_ID", "MEGASCALE_SLICE_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    metadata |= {f"attributes/{key}": value for key, value in said.items()}
+    assert host.worker() == name
+
+
 @pytest.fixture
 def on_host(tmp_path):
     """A host of a job, without a bucket."""

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from t5x_lite.errors import RunError, UserError
-from t5x_lite.tpu import gcloud, request
+from t5x_lite.tpu import gcloud, record, request
 from t5x_lite.tpu.gcloud import GcloudError
 from t5x_lite.tpu.launch import start
 from t5x_lite.tpu.plan import ENDS, SAVING, Claim, Outcome, next_action
@@ -379,3 +379,16 @@ def test_any_number_of_watchers_over_any_states(seed, cloud, launched, clock):
         list(watcher)
     assert watch(job, lambda text: None).kind in ENDS
     assert nothing_left(cloud)
+
+
+@pytest.mark.parametrize("text, seconds", [
+    ("2027-01-15T08:00:00Z", 1_800_000_000.0),
+    ("2027-01-15T08:00:00.5Z", 1_800_000_000.5),
+    ("2027-01-15T08:00:00.123456789Z", 1_800_000_000.123456),
+    ("2027-01-15T08:00:00+0000", 1_800_000_000.0),
+    ("2027-01-15T08:00:00.25+00:00", 1_800_000_000.25),
+    ("soon", 0.0),
+    (None, 0.0),
+])  # fmt: skip
+def test_times_as_google_writes_them(text, seconds):
+    assert record.seconds(text) == seconds
