@@ -6,7 +6,7 @@ from typing import Literal
 from t5x_lite.errors import UserError
 
 STRUCTURES = ("encoder_decoder", "shared", "language_model", "prefix_lm")
-_REMAT = ("none", "dots", "full")
+_REMAT = ("none", "dots", "inner", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Architecture:
       dtype: type of activations and of weights at their point of use. Parameters are float32.
       scan_layers: compile one layer and loop over it; otherwise the layers are unrolled. Same parameters.
       remat: "none" keeps all activations for the backward pass, "dots" keeps the outputs of matrix
-        products with weights, "full" keeps only the input of each layer.
+        products with weights, "inner" those before the activations of the feed-forward layer and what
+        attention gives, "full" keeps only the input of each layer. What is not kept is computed again.
 
     Raises:
       UserError: a value is out of range.
@@ -64,7 +65,7 @@ class Architecture:
     norm_epsilon: float = 1e-6
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     scan_layers: bool = True
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "inner", "full"] = "none"
 
     def __post_init__(self):
         if isinstance(self.mlp_activations, (list, tuple)):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.model.layers import Dense, dropout, parameter
@@ -64,7 +65,7 @@ def _attend(query, key, value, bias, mask):
 
 
 def _attend_forward(query, key, value, bias, mask):
-    attended, largest, total = _attend(query, key, value, bias, mask)
+    attended, largest, total = (checkpoint_name(x, "attended") for x in _attend(query, key, value, bias, mask))
     return attended, (query, key, value, bias, mask, attended, largest, total)
 
 

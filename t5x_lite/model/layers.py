@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.parallel.partition import Rules
@@ -119,7 +120,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None) -> Array:
         hidden = [
-            ACTIVATIONS[activation](getattr(self, name)(x, ("batch", "length", "mlp")))
+            ACTIVATIONS[activation](checkpoint_name(getattr(self, name)(x, ("batch", "length", "mlp")), "mlp_input"))
             for name, activation in zip(self.input_names(), self.activations)
         ]
         hidden = dropout(math.prod(hidden[1:], start=hidden[0]), self.rate, key, broadcast=(-2,))

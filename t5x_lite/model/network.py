@@ -18,7 +18,11 @@ from t5x_lite.parallel.partition import Rules
 
 Array = jax.Array
 
-_REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "inner": jax.checkpoint_policies.save_only_these_names("mlp_input", "attended"),
+    "full": None,
+}
 
 
 def _keys(key: Array | None, count: int) -> list[Array | None]:

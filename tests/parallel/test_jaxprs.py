@@ -89,11 +89,11 @@ def test_unrolled_layers_cost_as_much_as_a_loop_over_them():
 
 
 def test_remat_computes_more_and_keeps_less():
-    found = {remat: gradient(dataclasses.replace(SMALL, remat=remat)) for remat in ("none", "dots", "full")}
+    found = {remat: gradient(dataclasses.replace(SMALL, remat=remat)) for remat in ("none", "dots", "inner", "full")}
     work = {remat: jaxprs.flops(jaxpr) for remat, jaxpr in found.items()}
     kept = {remat: jaxprs.kept_for_backward(jaxpr) for remat, jaxpr in found.items()}
-    assert work["none"] < work["dots"] < work["full"]
-    assert kept["none"] > kept["dots"] > kept["full"]
+    assert work["none"] < work["dots"] < work["inner"] < work["full"]
+    assert kept["none"] > kept["dots"] > kept["inner"] > kept["full"]
     # Of each layer its input in bfloat16 at least.
     assert kept["full"] > 2 * 3 * 4 * (24 + 16) * 32
 

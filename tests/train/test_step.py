@@ -100,7 +100,14 @@ def test_microbatches_equal_one_batch(parts, devices, plain):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}, {"scan_layers": False, "remat": "full"}]
+    "changed",
+    [
+        {"remat": "full"},
+        {"remat": "dots"},
+        {"remat": "inner"},
+        {"scan_layers": False},
+        {"scan_layers": False, "remat": "full"},
+    ],
 )
 def test_remat_and_scan_compute_the_same(changed, plain):
     job = tiny.job(model=dataclasses.replace(tiny.ARCHITECTURE, **changed))
