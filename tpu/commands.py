@@ -97,7 +97,7 @@ def _run(args, make: Callable[..., JobSpec]) -> None:
     if args.accelerator and job.slice != hardware.parse(args.accelerator, "--accelerator"):
         raise UserError(
             f"--accelerator={args.accelerator} is given",
-            f"{args.tpu} is {job.accelerator}",
+            f"the TPU VM {args.tpu} is {job.accelerator}",
             "correct it or leave it out",
         )
     prepared = launch.prepare(job, Path.cwd(), say)
