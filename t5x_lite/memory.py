@@ -1,21 +1,36 @@
-"""An estimate of the memory that one device needs for a train step, from shapes alone: nothing is compiled.
+"""An estimate of the memory that one device needs for a train step: nothing is compiled.
 
 A step is at its largest at one of four moments, each a sum of what is then alive: the loss, where all that the backward
-pass reads is kept and the logits are there; the backward pass of the decoder; that of the encoder; the update. What a
-layer keeps for the backward pass follows from the remat policy, and was read off the program that JAX makes of
-`network.Layer`. What XLA then needs besides within a layer was fitted to its peaks; tests/references/tpu_memory.json
-holds them.
+pass reads is kept and the logits are there; the backward pass of the decoder; that of the encoder; the update. What the
+forward pass keeps is read off JAX's own trace of the loss, array by array, so that it follows the model, the remat
+policy and the mesh. What a layer needs besides while its gradient is computed was read off the TPU compiler's buffers;
+tests/references/tpu_memory.json holds the peaks that the sum is held to.
 """
 
 import dataclasses
+import math
+
+import jax
 
 from t5x_lite.job import Job
-from t5x_lite.parallel import partition
+from t5x_lite.parallel import jaxprs, partition
 from t5x_lite.parameter_table import bytes_a_device
-from t5x_lite.program import Program, abstract_batch
+from t5x_lite.program import Program, abstract_batch, loss_function
 from t5x_lite.train import trainable
 
-_FLOAT = 4  # bytes of parameters, gradients, logits and of softmaxes
+# Largest difference from the compiler's peak, in parts of it, that tests allow.
+ERROR = 0.15
+
+_FLOAT = 4  # bytes of parameters, gradients and logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Bytes of one device that the forward pass of a microbatch keeps for the backward pass: of each stack, and logits."""
+
+    encoder: int
+    decoder: int
+    logits: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +43,6 @@ class Layer:
       keys: positions of the encoder's output that the layer attends to; 0: it does not.
       embed, inner, heads, mlp: widths, the last three cut over the mesh.
       projections: kernels from `embed` to `mlp`.
-      hidden: arrays [rows, queries, mlp] that are kept where nothing is computed again.
       item: bytes of an activation.
     """
 
@@ -40,7 +54,6 @@ class Layer:
     heads: int
     mlp: int
     projections: int
-    hidden: float
     item: int
 
     @property
@@ -54,24 +67,17 @@ class Layer:
         own = self.queries * _up(self.queries, 128)
         return self.rows * self.heads * (own + self.queries * _up(self.keys, 128) * bool(self.keys))
 
-    def kept(self, remat: str) -> int:
-        """Bytes that it keeps for the backward pass."""
-        stream = self.rows * self.queries * self.item
-        of_encoder = 2 * self.rows * self.keys * self.inner * self.item
+    @property
+    def products(self) -> int:
+        """Bytes of its products with weights."""
         attentions = 1 + bool(self.keys)
-        if remat == "full":
-            return stream * self.embed
-        if remat == "dots":
-            products = (2 + attentions) * self.inner + (1 + attentions) * self.embed + self.projections * self.mlp
-            return stream * products + of_encoder
-        floats = _FLOAT * self.rows * self.queries * (3 * (1 + attentions) * self.embed + attentions * self.inner)
-        others = stream * ((1 + 2 * attentions) * self.embed + (2 + attentions) * self.inner + self.hidden * self.mlp)
-        return floats + int(others) + of_encoder + (_FLOAT + self.item) * self.scores + self.item * self.weights
+        widths = (2 + attentions) * self.inner + (1 + attentions) * self.embed + self.projections * self.mlp
+        return self.item * self.rows * (self.queries * widths + 2 * self.keys * self.inner)
 
-    def working(self, remat: str) -> int:
-        """Bytes that its backward pass needs besides: scores, gathered weights, and their gradients not yet cut."""
-        again = 0 if remat == "none" else self.kept("dots")
-        return again + 2 * self.item * self.scores + (self.item + _FLOAT) * self.weights
+    @property
+    def working(self) -> int:
+        """Bytes that its backward pass needs: products, scores, gathered weights, and their gradients not yet cut."""
+        return self.products + (_FLOAT + 2 * self.item) * self.scores + (self.item + _FLOAT) * self.weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Estimate:
 
 
 def estimate(job: Job, program: Program) -> Estimate:
-    """Memory of one device in a train step.
+    """Memory of one device in a train step; the program's mesh must be the current one.
 
     Args:
       job: the job.
@@ -105,99 +111,96 @@ def estimate(job: Job, program: Program) -> Estimate:
       Bytes by kind at the moment where they sum to the most: `activations` are what the forward pass keeps for the
       backward pass, `temporaries` what comes and goes, logits and gathered weights among it.
     """
-    arch = job.model
-    cut = dict(program.rules.table)
-
-    def share(axis: str, size: int) -> int:
-        parts = 1
-        for name in cut.get(axis, ()):
-            parts *= program.mesh.shape[name]
-        return size // parts
-
-    item = 2 if arch.dtype == "bfloat16" else 4
-    rows = job.batch_size // job.microbatches // partition.batch_divisor(program.mesh, program.rules)
-    inputs, targets = (_up(job.feature_lengths[name], 8) for name in ("inputs", "targets"))
-    length = _up(sum(job.feature_lengths.values()), 8) if arch.decoder_only else targets
-    projections = len(arch.mlp_activations)
-
-    def layer(queries: int, keys: int) -> Layer:
-        return Layer(
-            rows, queries, keys, arch.embed_dim, share("heads", arch.num_heads * arch.head_dim),
-            share("heads", arch.num_heads), share("mlp", arch.mlp_dim), projections,
-            sum(_KEPT_BY[name] for name in arch.mlp_activations) + projections, item,
-        )  # fmt: skip
-
-    encoder, decoder = layer(inputs, 0), layer(length, 0 if arch.decoder_only else inputs)
-    has_encoder = not arch.decoder_only
-    kept_encoder = has_encoder * arch.encoder_layers * encoder.kept(arch.remat)
-    kept_decoder = arch.decoder_layers * decoder.kept(arch.remat)
-    encoded = has_encoder * rows * inputs * arch.embed_dim * item
-
-    vocab = share("vocab", arch.vocab_size)
-    logits, table = rows * length * vocab, vocab * arch.embed_dim
-    parameters = bytes_a_device(program.params)
-    trained = bytes_a_device(trainable.only(program.trained, program.params))
     state = {
-        "parameters": parameters,
+        "parameters": bytes_a_device(program.params),
         "optimizer": bytes_a_device(program.state["opt_state"]),
         "batch": bytes_a_device(abstract_batch(job, program)),
     }
+    every = moments(job, program)
+    name, gradients, activations, temporaries = max(every, key=lambda m: sum(m[1:]))
+    return Estimate(**state, gradients=gradients, activations=activations, temporaries=temporaries, moment=name)
+
+
+def moments(job: Job, program: Program) -> list[tuple[str, int, int, int]]:
+    """The moments at which a step may be at its largest: name, and bytes of gradients, activations, temporaries."""
+    arch = job.model
+    item = 2 if arch.dtype == "bfloat16" else 4
+    encoder, decoder = layers(job, program)
+    of_kept = kept(job, program)
+    trained = bytes_a_device(trainable.only(program.trained, program.params))
     summed = trained if job.microbatches > 1 else 0
-    of_decoder = (
-        trained
-        * arch.decoder_layers
-        * decoder.weights
-        // max(
-            1, arch.decoder_layers * decoder.weights + has_encoder * arch.encoder_layers * encoder.weights + 2 * table
-        )
-    )
-    kept = kept_encoder + kept_decoder + encoded
-    moments = [
-        ("the loss", 0, kept, (_FLOAT + item) * logits + item * table),
-        ("the decoder's backward pass", of_decoder, kept + encoded, decoder.working(arch.remat)),
-        ("the update", trained, 0, trained),
+
+    layer_weights = [n * layer.weights for n, layer in ((arch.encoder_layers, encoder), (arch.decoder_layers, decoder))]
+    table = _cut(program, "vocab", arch.vocab_size) * arch.embed_dim
+    of_decoder = trained * layer_weights[1] // (sum(layer_weights) + (2 - arch.tied_head) * table)
+    # The weights of all layers are cast in one go before the loop over them.
+    cast = item * sum(layer_weights) // partition.ways(program.mesh, program.rules, "embed") if item < _FLOAT else 0
+
+    every = of_kept.encoder + of_kept.decoder
+    found = [
+        ("the loss", summed, every, cast + of_kept.logits + _FLOAT * table),
+        ("the decoder's backward pass", summed + of_decoder, every, cast + decoder.working),
+        ("the update", summed + trained, 0, trained),
     ]
-    if has_encoder:
-        moments.append(("the encoder's backward pass", trained, kept_encoder + encoded, encoder.working(arch.remat)))
-    moment, gradients, activations, temporaries = max(moments, key=lambda m: sum(m[1:]))
-    return Estimate(
-        **state, gradients=gradients + summed, activations=activations, temporaries=temporaries, moment=moment
-    )
-
-
-# Arrays [rows, length, mlp] that an activation keeps for its backward pass; relu a mask of bytes.
-_KEPT_BY = {"relu": 0.5, "gelu": 5, "silu": 2, "linear": 1}
-
-
-def remedies(job: Job, program: Program, usable: float) -> list[str]:
-    """The least change of each kind by which a job that is too large would fit, as flags.
-
-    Args:
-      job: the job.
-      program: the same laid out on a mesh.
-      usable: bytes of one device.
-    """
-    found = []
-
-    def fits(**changed) -> bool:
-        return estimate(dataclasses.replace(job, dropout_rate=None, **changed), program).peak <= usable
-
-    policies = ["none", "dots", "full"]
-    for policy in policies[policies.index(job.model.remat) + 1 :]:
-        if fits(model=dataclasses.replace(job.model, remat=policy)):
-            found.append(f"--gin.architecture.Architecture.remat={policy}")
-            break
-    rows = job.batch_size // partition.batch_divisor(program.mesh, program.rules)
-    for parts in range(job.microbatches + 1, rows + 1):
-        if rows % parts == 0 and fits(microbatches=parts):
-            found.append(f"--gin.MICROBATCHES={parts}")
-            break
-    for fewer in range(rows - 1, 0, -1):
-        size = fewer * (job.batch_size // rows)
-        if fewer % job.microbatches == 0 and size % job.data_shards == 0 and fits(batch_size=size):
-            found.append(f"--gin.BATCH_SIZE={size}")
-            break
+    if not arch.decoder_only:
+        found.append(("the encoder's backward pass", summed + trained, of_kept.encoder, cast + encoder.working))
     return found
+
+
+def kept(job: Job, program: Program) -> Kept:
+    """Traces the loss of one microbatch under `jax.vjp` and adds up what its pullback holds."""
+    rows = job.batch_size // job.microbatches
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding)
+        for name, x in abstract_batch(job, program).items()
+    }
+    loss = loss_function(job, program)
+
+    def pullback(params, frozen, batch, key):
+        return jax.vjp(lambda p: loss(trainable.joined(p, frozen), batch, key), params, has_aux=True)[1]
+
+    params, frozen = (part(program.trained, program.params) for part in (trainable.only, trainable.rest))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sums = {"encoder": 0, "decoder": 0, "logits": 0}
+    vocab = job.model.vocab_size
+    for name, array in jaxprs.residuals(jax.make_jaxpr(pullback)(params, frozen, batch, key)):
+        size = _tiled(array)
+        if array.shape[-1:] == (vocab,) and array.ndim == 3:
+            sums["logits"] += size
+        elif array.ndim < 4 and array.dtype == "float32" and array.shape[0] == rows:
+            continue  # norms outside of the loops over layers, which the compiler computes again
+        else:
+            sums["encoder" if "encoder" in name else "decoder"] += size
+    return Kept(**sums)
+
+
+def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
+    """A layer of the encoder and of the decoder."""
+    arch = job.model
+    rows = job.batch_size // job.microbatches // partition.batch_divisor(program.mesh, program.rules)
+    inputs, targets = (_up(job.feature_lengths[name], 8) for name in ("inputs", "targets"))
+    length = _up(sum(job.feature_lengths.values()), 8) if arch.decoder_only else targets
+
+    def layer(queries: int, keys: int) -> Layer:
+        return Layer(
+            rows, queries, keys, arch.embed_dim, _cut(program, "heads", arch.num_heads * arch.head_dim),
+            _cut(program, "heads", arch.num_heads), _cut(program, "mlp", arch.mlp_dim), len(arch.mlp_activations),
+            2 if arch.dtype == "bfloat16" else 4,
+        )  # fmt: skip
+
+    return layer(inputs, 0), layer(length, 0 if arch.decoder_only else inputs)
+
+
+def _cut(program: Program, axis: str, size: int) -> int:
+    return size // partition.ways(program.mesh, program.rules, axis)
+
+
+def _tiled(array) -> int:
+    """Bytes that one device holds of an array, of which the compiler keeps rows of 128 in tiles of 8."""
+    *outer, rows, width = (1, 1, *array.sharding.shard_shape(array.shape))
+    if width >= 128:
+        rows, width = _up(rows, 8), _up(width, 128)
+    return math.prod(outer) * rows * width * array.dtype.itemsize
 
 
 def _up(size: int, tile: int) -> int:

@@ -130,11 +130,15 @@ def init_state(program: Program) -> Callable[[dict], dict]:
     return jax.jit(partial(step.initial_state, tx=program.tx, trained=program.trained))
 
 
+def loss_function(job: Job, program: Program) -> step.LossFn:
+    """(params, batch, key) -> the summed loss of the job and the sums of its metrics."""
+    return partial(loss.batch_loss, program.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
+
+
 def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict, dict]]:
     """(state, batch) -> (state, metrics), with the state donated."""
-    loss_fn = partial(loss.batch_loss, program.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
     function = step.make_train_step(
-        loss_fn,
+        loss_function(job, program),
         program.tx,
         job.learning_rate,
         job.seed,

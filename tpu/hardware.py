@@ -8,6 +8,7 @@ pages, but in the README of AI-Hypercomputer/accelerator-microbenchmarks.
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 from t5x_lite.errors import UserError, nearest
 
@@ -91,6 +92,15 @@ def parse(text: str, name: str = "--topology") -> Hardware:
     _check_known(prefix or count, of_prefix, text, name)
     generation = of_prefix[prefix or count]
     return _slice(generation, _most_compact(generation, _chips_of_count(generation, prefix and count, text, name)))
+
+
+def larger(own: Hardware) -> Iterator[Hardware]:
+    """Slices of the same generation with more chips, the smallest first; above a cube those that double."""
+    of = GENERATIONS[own.generation]
+    for count in _counts(own.generation):
+        chips = count // of.units_per_chip
+        if chips > own.chips and chips & (chips - 1) == 0:
+            yield _slice(own.generation, _most_compact(own.generation, chips))
 
 
 def _check_known(generation: str, known, text: str, name: str) -> None:

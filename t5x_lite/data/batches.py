@@ -62,6 +62,31 @@ def share(batch: jax.ShapeDtypeStruct, shards: int) -> Share:
     return Share(sorted(by_host[own]), sorted(readers[own]), sorted(readers[own] - before))
 
 
+def times_read(hosts: np.ndarray, shards: int) -> float:
+    """How often each row of a batch is read, by all hosts together: 1 where each reads its own rows alone.
+
+    Args:
+      hosts: [parts, copies] host of each device, in the order of the parts that the mesh cuts a batch into.
+      shards: data shards, which are read whole.
+    """
+    parts = np.arange(len(hosts))
+    first, end = parts * shards // len(hosts), -(-(parts + 1) * shards // len(hosts))
+    read = {(host, shard) for own, a, b in zip(hosts, first, end) for host in own for shard in range(a, b)}
+    return len(read) / shards
+
+
+def shards_read_least(hosts: np.ndarray, batch_size: int) -> int:
+    """The fewest data shards with which the hosts together read no row more often than they must.
+
+    Args:
+      hosts: as above.
+      batch_size: rows of the batch, which the shards must divide.
+    """
+    count, parts = len(np.unique(hosts)), len(hosts)
+    choices = [n for n in range(count, max(count, parts) + 1, count) if batch_size % n == 0]
+    return min(choices, key=lambda n: (times_read(hosts, n), n), default=count)
+
+
 def check_hosts(shards: int, hosts: int) -> None:
     """Refuses data shards that do not divide over the hosts.
 

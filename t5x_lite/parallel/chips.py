@@ -48,6 +48,11 @@ class Chip:
     links_between_cores: int = 1
 
     @property
+    def usable_bytes(self) -> int:
+        """Memory that the compiler gives to programs."""
+        return int(self.usable_hbm_gib * 2**30)
+
+    @property
     def clock(self) -> float:
         """Cycles a second at which the matrix units reach the peak."""
         return self.peak_flops / self.flops_per_cycle

@@ -82,6 +82,16 @@ def kept_for_backward(jaxpr) -> int:
     return total or max((kept_for_backward(i) for e in _open(jaxpr).eqns for i in _inner(e.params)), default=0)
 
 
+def residuals(jaxpr: core.ClosedJaxpr) -> list[tuple[str, jax.core.ShapedArray]]:
+    """What the results of a traced function are but for its arguments, each array once, with JAX's names of its maker.
+
+    Of a function that returns the pullback of `jax.vjp`, it is what the forward pass keeps for the backward pass.
+    """
+    makers = {made: equation for equation in jaxpr.jaxpr.eqns for made in equation.outvars}
+    kept = dict.fromkeys(v for v in jaxpr.jaxpr.outvars if not isinstance(v, core.Literal) and v in makers)
+    return [(str(makers[v].source_info.name_stack), v.aval) for v in kept]
+
+
 def share(array) -> int:
     """Bytes that one device holds of an array, a ShapeDtypeStruct or an abstract value."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # a key

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -167,20 +168,23 @@ class Partition:
         )
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over all devices, or over those given, with explicit axes.
+        """The mesh over all devices, or over those given, with explicit axes."""
+        placed = self.placed(jax.devices() if devices is None else devices)
+        return Mesh(placed, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+
+    def placed(self, devices: Sequence) -> np.ndarray:
+        """The devices in the shape of the mesh, JAX's or those of `slices.devices`.
 
         On TPUs neighbours on the mesh are neighbours in the torus as far as its shape allows; slices stay whole.
         """
-        devices = jax.devices() if devices is None else list(devices)
+        devices = list(devices)
         slices = slices_of(devices)
         sizes = self.sizes(len(devices), slices)
         if slices in (None, 1):
-            placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-        else:
-            within = tuple((sizes | {"slice": 1}).values())
-            between = (slices, *(1 for _ in within[1:]))
-            placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
-        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+            return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        within = tuple((sizes | {"slice": 1}).values())
+        between = (slices, *(1 for _ in within[1:]))
+        return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
     def abstract(self, devices: int, slices: int | None = None) -> jax.sharding.AbstractMesh:
         """The same mesh with no devices behind it, to check a job for a machine that is not here."""
@@ -224,9 +228,27 @@ def single_device() -> Mesh:
     return Partition({}, {}).build(jax.devices()[:1])
 
 
+def ways(mesh, rules: Rules, axis: str) -> int:
+    """Into how many parts the mesh cuts a logical axis."""
+    return math.prod(mesh.shape[name] for name in dict(rules.table).get(axis, ()))
+
+
 def batch_divisor(mesh, rules: Rules) -> int:
     """Into how many parts the mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in dict(rules.table).get("batch", ()))
+    return ways(mesh, rules, "batch")
+
+
+def hosts_of_batch(placed: np.ndarray, rules: Rules) -> np.ndarray:
+    """The host of each device, [parts, copies] in the order of the parts that a batch is cut into.
+
+    Args:
+      placed: from `Partition.placed`.
+      rules: the axis rules.
+    """
+    hosts = np.vectorize(lambda device: device.process_index)(placed)
+    cut = [MESH_AXES.index(axis) for axis in dict(rules.table).get("batch", ())]
+    parts = math.prod(hosts.shape[axis] for axis in cut)
+    return np.moveaxis(hosts, cut, range(len(cut))).reshape(parts, -1)
 
 
 def shardings(mesh, rules: Rules, shapes, axes):

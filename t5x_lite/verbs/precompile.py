@@ -38,12 +38,12 @@ def main(args) -> None:
     """
     output.check_file(args.output, "--output")
     output.check_file(args.html, "--html")
+    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine stays free
     if args.compare:
         from t5x_lite.verbs import precompile_compare
 
         precompile_compare.run(args)
         return
-    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine stays free
     make = config.load(args.gin_file, args.gin, optional=UNUSED_WHEN_DRY)
     job = config.build(make)
     where = slice_of(args.topology, args.num_slices)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import RunError, UserError, nearest
 from t5x_lite.verbs.precompile_text import table
 
 # Short names of what is compared most.
@@ -27,9 +27,10 @@ def run(args) -> None:
     """Compiles every combination of what --compare names, prints them best first, and writes --output.
 
     Raises:
-      UserError: --compare is not NAME=VALUE,VALUE, or is given with a flag that is for one job.
+      UserError: there is no such slice, --compare is not NAME=VALUE,VALUE, or is given with a flag that is for one job.
+      RunError: no variant could be compiled and fits.
     """
-    from t5x_lite.verbs.precompile import write
+    from t5x_lite.verbs.precompile import slice_of, write
 
     for flag in ("html", "price"):
         if getattr(args, flag) is not None:
@@ -39,6 +40,7 @@ def run(args) -> None:
     if args.program == "all":
         raise UserError("--program=all is given with --compare", "variants are ranked by one program", "name one")
     axes = [_axis(text) for text in args.compare]
+    slice_of(args.topology, args.num_slices)  # what is wrong with it is wrong with every variant
     rows = []
     for values in itertools.product(*(values for _, values in axes)):
         variant = dict(zip((name for name, _ in axes), values))
@@ -48,6 +50,12 @@ def run(args) -> None:
     rows.sort(key=lambda row: -row.get("tokens_per_second", 0.0))
     print("\n" + "\n".join(_table(rows)))
     write(args.output, json.dumps({"compare": rows}, indent=1) + "\n")
+    if all("reason" in row for row in rows):
+        raise RunError(
+            f"none of the {len(rows)} variants could be compiled and fits on {args.topology}",
+            "the reason of each stands above",
+            "compare others: --compare=remat=full --compare=partition=fsdp,hsdp --compare=microbatches=1,2,4",
+        )
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -65,6 +73,12 @@ def _axis(text: str) -> tuple[str, list[str]]:
             f"--compare={text} is not NAME=VALUE,VALUE",
             "it names what differs, and the values to try",
             "write for example --compare=partition=data,fsdp --compare=remat=dots,full --compare=batch_size=1024,2048",
+        )
+    if name not in (*_NAMES, "partition") and not name.isupper() and "." not in name:
+        raise UserError(
+            f"--compare={text} compares {name}, which is no name of a job's",
+            nearest(name, (*_NAMES, "partition")),
+            "name one of these, or what --gin. takes: --compare=optimizer.adafactor.decay_rate=0.8,0.9",
         )
     return name, values
 
@@ -122,8 +136,5 @@ def _table(rows: Sequence[Mapping]) -> list[str]:
                 f"{row['tokens_per_second']:,.0f}", row["report"]["roofline"]["bound"],
             ))  # fmt: skip
     failed = [f"{_named(row['variant'])}: {row['reason']}" for row in rows if "reason" in row]
-    return [
-        *(table(lines) if len(lines) > 1 else []),
-        *failed,
-        "Times and MFU are estimates of the compiler's cost model.",
-    ]
+    ranked = [*table(lines), "Times and MFU are estimates of the compiler's cost model."] if len(lines) > 1 else []
+    return [*ranked, *failed]
