@@ -26,7 +26,7 @@ _FLOAT = 4  # bytes of parameters, gradients and logits
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Bytes of one device that the forward pass of a microbatch keeps for the backward pass: of each stack, and logits."""
+    """Bytes of one device that a microbatch keeps for the backward pass: of each stack, and logits."""
 
     encoder: int
     decoder: int

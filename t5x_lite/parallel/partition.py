@@ -286,13 +286,18 @@ def check_divides(mesh, rules: Rules, axis: str | None, size: int, what: str) ->
       UserError: it does not divide.
     """
     cut = dict(rules.table).get(axis, ())
-    parts = math.prod(mesh.shape[a] for a in cut)
+    parts = ways(mesh, rules, axis)
     if size % parts:
         fit = max(d for d in range(1, parts + 1) if size % d == 0 and parts % d == 0)
+        fix = f"set --gin.partition.Partition.mesh so that they multiply to {fit}"
+        if len(cut) == 1:  # the devices that it leaves go to the batch
+            others = {a: n for a, n in mesh.shape.items() if a not in (*cut, "slice", "data") and n > 1}
+            sizes = ", ".join(f'"{a}": {n}' for a, n in {"data": -1, **others, cut[0]: fit}.items())
+            fix = f"set --gin.partition.Partition.mesh='{{{sizes}}}', the nearest that fits"
         raise UserError(
             f"logical axis {axis} of size {size} ({what}) does not divide over mesh axes {'*'.join(cut)} = {parts}",
             "every device must hold the same share",
-            f"set --gin.partition.Partition.mesh so that they multiply to {fit}, or take {axis} out of Partition.rules",
+            f"{fix}, or take {axis} out of Partition.rules",
         )
 
 

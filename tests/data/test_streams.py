@@ -155,6 +155,33 @@ def test_a_host_reads_the_shards_of_the_rows_that_its_devices_hold(monkeypatch, 
     assert (found.rows, found.shards, found.owned) == (list(expected[0]), *expected[1:])
 
 
+# The host of each part of a batch, and data shards -> how often rows are read, and the fewest shards that read least.
+READING = [
+    ([0, 0, 1, 1], 2, 1, 2),
+    ([0, 0, 1, 1], 4, 1, 2),
+    ([0, 1, 0, 1], 2, 2, 4),  # each host has rows of both shards
+    ([0, 1, 0, 1], 4, 1, 4),
+    ([0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3], 4, 2, 8),  # fsdp along one side of a 4x4, hosts of 2x2
+    ([(0, 1), (2, 3)], 4, 2, 4),  # two hosts compute the same rows, and both must read them
+]
+
+
+@pytest.mark.parametrize(("hosts", "shards", "times", "least"), READING)
+def test_how_often_rows_are_read(hosts, shards, times, least):
+    hosts = np.array(hosts).reshape(len(hosts), -1)
+    assert batches.times_read(hosts, shards) == times
+    assert batches.shards_read_least(hosts, batch_size=64) == least
+    # By the definition: every host reads the whole shards of its rows.
+    rows = np.repeat(hosts, 64 // len(hosts), axis=0)
+    read = {(host, row * shards // 64) for row, own in enumerate(rows) for host in own}
+    assert times == len(read) / shards
+
+
+def test_no_more_shards_than_the_batch_has_rows_for():
+    hosts = np.array([[0], [1], [0], [1]])
+    assert batches.shards_read_least(hosts, batch_size=6) == 2
+
+
 def test_shards_that_do_not_divide_are_refused():
     message = r"DATA_SHARDS=6 does not divide over 4 hosts\. Each host reads whole .*--gin\.DATA_SHARDS=8"
     with pytest.raises(UserError, match=message):

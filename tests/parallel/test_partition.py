@@ -168,7 +168,12 @@ def test_a_dimension_that_does_not_divide_is_named():
         partition.shardings(mesh, RULES, shapes, {"mlp": {"wi": ("embed", "mlp")}})
     said = str(error.value)
     assert said.startswith("logical axis mlp of size 12 (mlp/wi) does not divide over mesh axes model = 8.")
-    assert "multiply to 4" in said  # the most of these devices that 12 divides over
+    assert """mesh='{"data": -1, "model": 4}', the nearest that fits""" in said  # the most that 12 divides over
+    both = Rules((("mlp", ("fsdp", "model")),))
+    with pytest.raises(UserError, match=r"mesh axes fsdp\*model = 8\. .* so that they multiply to 4, or take mlp out"):
+        partition.shardings(
+            Partition({"fsdp": 4, "model": 2}, {}).abstract(8), both, shapes, {"mlp": {"wi": (None, "mlp")}}
+        )
 
 
 @pytest.mark.parametrize("path", sorted((config.root() / "partition").glob("*.gin")), ids=lambda p: p.stem)

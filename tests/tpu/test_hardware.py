@@ -4,7 +4,7 @@ import pytest
 
 from t5x_lite.errors import UserError
 from t5x_lite.parallel.chips import CHIPS
-from t5x_lite.tpu.hardware import GENERATIONS, Hardware, parse
+from t5x_lite.tpu.hardware import GENERATIONS, Hardware, larger, parse
 
 # topology, accelerator type, chips, hosts: rows of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}.
 SLICES = [
@@ -85,3 +85,13 @@ def test_an_error_names_the_flag_that_holds_the_slice():
 def test_every_generation_has_a_chip():
     """A verb lays a job out on a slice with the JAX devices of its chips."""
     assert set(GENERATIONS) <= set(CHIPS)
+
+
+@pytest.mark.parametrize("of, found", [
+    ("v5e:4x4", ["v5litepod-32", "v5litepod-64", "v5litepod-128", "v5litepod-256"]),
+    ("v6e:16x16", []),
+    ("v4:2x2x1", [f"v4-{2 * 4 * 2**n}" for n in range(1, 11)]),
+    ("v5p:4x4x12", [f"v5p-{2 * n}" for n in (256, 512, 1024, 2048, 4096)]),
+])  # fmt: skip
+def test_larger_slices_of_a_generation(of, found):
+    assert [slice_.accelerator_type for slice_ in larger(parse(of))] == found

@@ -133,6 +133,20 @@ def test_an_axis_on_part_of_a_side_is_noted(topology, mesh, said, dry_run):
     assert ("takes part" in text) == bool(said)
 
 
+def test_hosts_that_read_rows_of_others_are_noted_with_the_shards_that_mend_it(dry_run):
+    """On a 4x4 of 2x2 hosts, a host has rows in two places of the batch."""
+    flags = [
+        "--gin_file=partition/fsdp.gin",
+        "--gin.partition.Partition.mesh={'data':-1,'fsdp':4}",
+        "--topology=v5e:4x4",
+    ]
+    status, text = dry_run("t5_1_1_base", *flags, "--gin.DATA_SHARDS=4")
+    note = r"^note: with DATA_SHARDS=4 the hosts read each row 2 times, .* with --gin\.DATA_SHARDS=8 once$"
+    assert status == 0 and re.search(note, text, re.MULTILINE)
+    status, text = dry_run("t5_1_1_base", *flags, "--gin.DATA_SHARDS=8")
+    assert status == 0 and "the hosts read" not in text
+
+
 def test_two_devices_a_chip_where_jax_has_them(dry_run):
     status, text = dry_run("t5_1_1_small", "--topology=tpu7x:2x2x1")
     assert status == 0
@@ -173,7 +187,8 @@ WRONG = {
         r"mesh axis fsdp of size 8 does not fit 4 devices\. .* with fsdp=4, the nearest that fits",
     "--gin.partition.Partition.mesh={'slice':2,'data':-1} --topology=v5e:2x2 --num_slices=4":
         r"mesh axis slice of size 2 does not fit 4 slices\. .* Set slice to 4 in --gin\.partition",
-    "--gin_file=partition/tensor.gin": r"axis heads of size 6 .* model = 8\. .* multiply to 2",
+    "--gin_file=partition/tensor.gin":
+        r"""axis heads of size 6 .* model = 8\. .* --gin\S+mesh='{"data": -1, "model": 2}', the nearest""",
     "--gin.partition.Partition.rules={'bacth':'data'}":
         r"bacth in Partition\.rules is no logical axis\. Nearest: batch",
     "--gin.partition.Partition.rules={'batch':'dta'}": r"dta in Partition\.rules is no mesh axis\. Nearest: data",
