@@ -42,6 +42,7 @@ class Layer:
       queries: positions of the stack.
       keys: positions of the encoder's output that the layer attends to; 0: it does not.
       embed, inner, heads, mlp: widths, the last three cut over the mesh.
+      all_heads: heads of all devices.
       projections: kernels from `embed` to `mlp`.
       item: bytes of an activation.
     """
@@ -52,6 +53,7 @@ class Layer:
     embed: int
     inner: int
     heads: int
+    all_heads: int
     mlp: int
     projections: int
     item: int
@@ -76,8 +78,18 @@ class Layer:
 
     @property
     def working(self) -> int:
-        """Bytes that its backward pass needs: products, scores, gathered weights, and their gradients not yet cut."""
-        return self.products + (_FLOAT + 2 * self.item) * self.scores + (self.item + _FLOAT) * self.weights
+        """Bytes that its backward pass needs: products, scores in float32 and in the compute type, and weights.
+
+        Weights are gathered, and their gradients not yet cut. The position bias, which all rows share, is there for the
+        squares of positions and, as a strip for each query, for twice of them.
+        """
+        bias = self.all_heads * self.queries * _up(self.queries, 128)
+        return (
+            self.products
+            + (_FLOAT + self.item) * (self.scores + bias)
+            + 2 * self.item * bias
+            + (self.item + _FLOAT) * self.weights
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +196,7 @@ def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
     def layer(queries: int, keys: int) -> Layer:
         return Layer(
             rows, queries, keys, arch.embed_dim, _cut(program, "heads", arch.num_heads * arch.head_dim),
-            _cut(program, "heads", arch.num_heads), _cut(program, "mlp", arch.mlp_dim), len(arch.mlp_activations),
+            _cut(program, "heads", arch.num_heads), arch.num_heads, _cut(program, "mlp", arch.mlp_dim), len(arch.mlp_activations),
             2 if arch.dtype == "bfloat16" else 4,
         )  # fmt: skip
 

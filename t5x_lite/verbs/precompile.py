@@ -65,7 +65,8 @@ def main(args) -> None:
             f"the {' and the '.join(r['program'] for r in too_large)} step does not fit on {args.topology}",
             too_large[0]["memory"]["verdict"],
             "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, set --gin.architecture.Architecture.remat=full, cut "
-            "parameters over more chips with partition/fsdp.gin, or take a larger --topology",
+            "parameters over more chips with partition/fsdp.gin, or take a larger --topology; train --dry_run with the "
+            "same flags names the least of each that would do, by its estimate",
         )
 
 
@@ -234,7 +235,7 @@ def memory_by_kind(laid: programs.Program, arguments, traced, name: str, memory,
     Parameters, optimizer state and batch are arguments, by their shardings; what is kept for the backward pass is
     counted on the traced program; temporaries are the rest of what the compiler allocates.
     """
-    usable = int(chip.usable_hbm_gib * 2**30)
+    usable = chip.usable_bytes
     parameters = bytes_a_device(laid.params)
     optimizer = bytes_a_device(laid.state["opt_state"]) if name == "train" else 0
     given = bytes_a_device(arguments)

@@ -29,7 +29,7 @@ def _whole_parameters(laid: Program, chip: Chip) -> Iterator[str]:
     """Parameters that every device holds whole and that fill a twentieth of its memory together."""
     whole = [p for p in jax.tree.leaves(laid.params) if not any(p.sharding.spec)]
     held = bytes_a_device(whole)
-    if laid.mesh.size > 1 and held > chip.usable_hbm_gib * 2**30 / 20:
+    if laid.mesh.size > 1 and held > chip.usable_bytes / 20:
         yield (
             f"unsharded parameters: every device holds {shown(held)} of them whole; "
             "partition/fsdp.gin cuts parameters over the devices"

@@ -8,7 +8,6 @@ Without names all jobs are compiled, with names those alone, and the file keeps 
 import json
 import re
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,19 +15,18 @@ import jax
 
 from t5x_lite import config
 from t5x_lite.job import UNUSED_WHEN_DRY
-from t5x_lite.parallel import compile_only
-from t5x_lite.program import abstract_batch, lay_out, train_step
-from t5x_lite.tpu import hardware
+from t5x_lite.verbs import precompile, precompile_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("tpu_memory.json")
 
 
-def flags(model: str, partition: str, topology: str, *bindings: str) -> list[str]:
+def flags(model: str, partition: str, topology: str, *bindings: str, optim: str | None = None) -> list[str]:
     files = [f"models/{model}.gin", "runs/pretrain.gin", f"partition/{partition}.gin"]
+    files += [f"optim/{optim}.gin"] if optim else []
     return [
         *(f"--gin_file={file}" for file in files),
-        *(f"--gin.{binding}" for binding in ("TRAIN_STEPS=1000", "DATA_SHARDS=128", *bindings)),
+        *(f"--gin.{binding}" for binding in ("TRAIN_STEPS=1000", "DATA_SHARDS=16", *bindings)),
         f"--topology={topology}",
     ]
 
@@ -41,36 +39,56 @@ def remat(policy: str) -> str:
     return f"architecture.Architecture.remat={policy}"
 
 
-# Beside the shipped examples: other sizes, slices, layouts and policies.
+def lengths(inputs: int, targets: int) -> str:
+    return f"TASK_FEATURE_LENGTHS={{'inputs': {inputs}, 'targets': {targets}}}"
+
+
+ADAPTERS = ("architecture.Architecture.adapter_dim=256", "TRAINABLE=['adapter', 'norm']")
+
+# Beside the shipped examples: every structure, layout, policy and generation; both optimizers; slices, microbatches and
+# adapters; short and long rows, small and large vocabularies; and two that do not fit.
 JOBS = {
-    "base_none_v5e": flags("t5_1_1_base", "data", "v5e:4x4", "BATCH_SIZE=256", remat("none")),
     "base_full_v5e": [
         "--gin_file=examples/c4_t5_1_1_base_v5e_4x4.gin",
         f"--gin.{remat('full')}",
         "--gin.MICROBATCHES=1",
         "--topology=v5e:4x4",
     ],
-    "base_dots_v5e_tensor": flags(
-        "t5_1_1_base", "tensor", "v5e:2x2", "BATCH_SIZE=64", mesh(data=-1, model=2), remat("dots")
+    "base_none_v5e": flags("t5_1_1_base", "data", "v5e:4x4", "BATCH_SIZE=256", remat("none")),
+    "base_dots_v5p_adamw": flags(
+        "t5_1_1_base", "fsdp", "v5p:2x2x1", "BATCH_SIZE=256", remat("dots"), optim="adamw_rms"
     ),
-    "small_dots_v6e_data": flags("t5_1_1_small", "data", "v6e:2x4", "BATCH_SIZE=512", remat("dots")),
-    "large_full_v5p_2d_split": flags(
-        "t5_1_1_large", "2d", "v5p:4x4x4", "BATCH_SIZE=512", mesh(fsdp=8, data=-1, model=2), remat("full")
+    "base_none_v5e_microbatches": flags(
+        "t5_1_1_base", "fsdp", "v5e:2x4", "BATCH_SIZE=512", "MICROBATCHES=8", remat("none")
     ),
-    "lm_full_v5e_fsdp": flags("t5_1_0_base_lm", "fsdp", "v5e:2x4", "BATCH_SIZE=128", remat("full")),
-    "lm_none_v5e_hsdp": flags("t5_1_0_base_lm", "hsdp", "v5e:4x4", "BATCH_SIZE=128", remat("none")),
-    "xl_full_v4_hsdp": flags("t5_1_1_xl", "hsdp", "v4:4x4x4", "BATCH_SIZE=1024", mesh(data=-1, fsdp=16), remat("full")),
-    "large_full_v5e_microbatches": flags(
-        "t5_1_1_large", "hsdp", "v5e:4x4", "BATCH_SIZE=512", "MICROBATCHES=4", remat("full")
-    ),
-    "base_full_v5e_two_slices": [
-        *flags("t5_1_1_base", "multi_slice", "v5e:2x4", "BATCH_SIZE=512", remat("full")), "--num_slices=2",
+    "base_full_v5p_long": flags("t5_1_1_base", "data", "v5p:2x2x2", "BATCH_SIZE=64", lengths(2048, 512), remat("full")),
+    "base_none_v5e_adapters": flags("t5_1_1_base", "data", "v5e:2x2", "BATCH_SIZE=64", remat("none"), *ADAPTERS),
+    "base_dots_v5e_two_slices": [
+        *flags("t5_1_1_base", "multi_slice", "v5e:2x4", "BATCH_SIZE=512", remat("dots")), "--num_slices=2",
     ],
-    "mt5_base_full_v5e": flags("mt5_base", "fsdp", "v5e:4x4", "BATCH_SIZE=512", remat("full")),
-    "large_adamw_tpu7x": [
-        *flags("t5_1_1_large", "fsdp", "tpu7x:2x2x1", "BATCH_SIZE=256", remat("dots")),
-        "--gin_file=optim/adamw_rms.gin",
-    ],
+    "base_dots_v5e_float32": flags(
+        "t5_1_1_base", "fsdp", "v5e:4x4", "BATCH_SIZE=256", remat("dots"), "architecture.Architecture.dtype=float32"
+    ),
+    "lm_none_v5e_fsdp": flags("t5_1_0_base_lm", "fsdp", "v5e:2x2", "BATCH_SIZE=32", remat("none")),
+    "lm_dots_v4_hsdp": flags(
+        "t5_1_0_base_lm", "hsdp", "v4:2x2x2", "BATCH_SIZE=256", mesh(data=-1, fsdp=4), remat("dots")
+    ),
+    "prefix_lm_full_v6e": flags("t5_1_0_base_prefix_lm", "data", "v6e:2x2", "BATCH_SIZE=128", remat("full")),
+    "shared_full_v4": flags("t5_1_0_base_shared", "fsdp", "v4:2x2x1", "BATCH_SIZE=128", remat("full")),
+    "mt5_small_full_v5e": flags("mt5_small", "data", "v5e:2x2", "BATCH_SIZE=64", remat("full")),
+    "umt5_base_dots_tpu7x": flags("umt5_base", "2d", "tpu7x:2x2x1", "BATCH_SIZE=256", remat("dots")),
+    "byt5_small_full_v5e": flags("byt5_small", "fsdp", "v5e:4x4", "BATCH_SIZE=256", lengths(1024, 189), remat("full")),
+    "small_dots_v6e_2d": flags("t5_1_1_small", "2d", "v6e:2x4", "BATCH_SIZE=256", remat("dots")),
+    "small_none_v5e_tensor": flags(
+        "t5_1_1_small", "tensor", "v5e:2x2", "BATCH_SIZE=64", mesh(data=-1, model=2), remat("none")
+    ),
+    "small_none_v5e_short": flags(
+        "t5_1_1_small", "data", "v5e:2x4", "BATCH_SIZE=1024", lengths(128, 32), remat("none")
+    ),
+    "large_full_tpu7x_hsdp": flags("t5_1_1_large", "hsdp", "tpu7x:2x2x2", "BATCH_SIZE=1024", remat("full")),
+    "xl_full_v5e_2d": flags("t5_1_1_xl", "2d", "v5e:4x4", "BATCH_SIZE=128", mesh(fsdp=4, model=4), remat("full")),
+    "large_none_v5e_too_large": flags("t5_1_1_large", "data", "v5e:2x2", "BATCH_SIZE=64", remat("none")),
+    "xl_dots_v5e_too_large": flags("t5_1_1_xl", "fsdp", "v5e:4x4", "BATCH_SIZE=256", remat("dots")),
 }  # fmt: skip
 
 
@@ -88,43 +106,27 @@ def measured(words: list[str]) -> dict:
           ("gin_file", "topology", "num_slices")}  # fmt: skip
     bindings = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
     job = config.build(config.load(of["gin_file"], bindings, optional=UNUSED_WHEN_DRY))
-    wanted = hardware.parse(of["topology"][0])
-    devices = compile_only.devices(wanted.generation, wanted.shape, int((of["num_slices"] or [1])[0]))
-    built = job.partition.build(devices)
-    began = time.monotonic()
-    with jax.set_mesh(built):
-        laid = lay_out(job, built)
-        compiled = train_step(job, laid).lower(laid.state, abstract_batch(job, laid)).compile()
-    memory = compiled.memory_analysis()
+    where = precompile.slice_of(of["topology"][0], int((of["num_slices"] or [1])[0]))
+    report = precompile.estimate(job, where, "train")
+    memory = report["memory"]
     return {
         "flags": words,
-        "mesh": dict(built.shape),
-        "peak_bytes": memory.peak_memory_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "seconds": round(time.monotonic() - began),
+        "mesh": report["mesh"],
+        "fits": memory["fits"],
+        "peak_bytes": memory.get("peak", memory["total"]),
+        "total_bytes": memory["total"],
+        "says": precompile_text.line(report),
+        "seconds": round(report["compile_seconds"]),
     }
 
 
 def main() -> None:
+    jax.config.update("jax_platforms", "cpu")
     jobs = examples() | JOBS
     for name in sys.argv[1:] or jobs:
-        try:
-            found = measured(jobs[name])
-        except jax.errors.JaxRuntimeError as error:  # the compiler refuses what does not fit
-            used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
-            if not used:
-                raise
-            unit = {"M": 2**20, "G": 2**30}
-            found = {
-                "flags": jobs[name],
-                "peak_bytes": round(float(used[1]) * unit[used[2]]),
-                "refused_above_bytes": round(float(used[3]) * unit[used[4]]),
-            }
+        found = measured(jobs[name]) | {package: version(package) for package in ("jax", "libtpu")}
         file = json.loads(FILE.read_text()) if FILE.exists() else {}
-        versions = {package: version(package) for package in ("jax", "libtpu")}
-        file[name] = found | versions
-        FILE.write_text(json.dumps(dict(sorted(file.items())), indent=1) + "\n")
+        FILE.write_text(json.dumps(dict(sorted((file | {name: found}).items())), indent=1) + "\n")
         print(name, json.dumps(found), flush=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from t5x_lite import config, program
+from t5x_lite import program
 from t5x_lite.errors import UserError
 from t5x_lite.train import checkpoint, optimizer
 from tests.train import tiny
@@ -62,43 +62,29 @@ def restore(directory, abstract, identity=IDENTITY, shards=(0, 1), step=7):
         return checkpoint.restore(checkpoints, step, abstract, list(shards))
 
 
-# Every shipped layout, with sizes that the tiny shapes divide over, on all devices, and two on fewer.
-MESHES = {
-    "data": ({"data": -1}, 8),
-    "fsdp": ({"fsdp": -1}, 8),
-    "tensor": ({"data": -1, "model": 2}, 8),
-    "2d": ({"fsdp": -1, "model": 2}, 8),
-    "hsdp": ({"data": -1, "fsdp": 2}, 8),
-    "multi_slice": ({"slice": 2, "fsdp": -1}, 8),
-    "data on 1": ({"data": -1}, 1),
-    "fsdp on 4": ({"fsdp": -1}, 4),
-}
-
-
-def test_every_shipped_layout_is_restored():
-    assert set(MESHES) >= {path.stem for path in (config.root() / "partition").glob("*.gin")}
+# Every shipped layout on all devices, and two on fewer.
+MESHES = [*((name, 8) for name in tiny.MESHES), ("data", 1), ("fsdp", 4)]
 
 
 @functools.cache
-def state_on(mesh: str):
-    sizes, devices = MESHES[mesh]
-    return laid_out(dataclasses.replace(tiny.shipped(mesh.split()[0]), mesh=sizes), devices).state
+def state_on(name: str, devices: int):
+    return laid_out(tiny.on_mesh(name), devices).state
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(scope="module", params=MESHES, ids=lambda m: f"{m[0]}-{m[1]}")
 def written_on(request, tmp_path_factory):
     """A checkpoint written under each layout, and its values."""
     directory = tmp_path_factory.mktemp("model")
-    state, values = drawn(state_on(request.param))
+    state, values = drawn(state_on(*request.param))
     with checkpoint.manager(str(directory), keep=3) as checkpoints:
         checkpoint.save(checkpoints, 7, state, checkpoint.Position(IDENTITY, 700, SHARDS))
     return directory, values
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}-{m[1]}")
 def test_restored_equals_saved_across_all_pairs_of_meshes(written_on, mesh):
     directory, values = written_on
-    abstract = state_on(mesh)
+    abstract = state_on(*mesh)
     state, position = restore(directory, abstract)
     assert_bits(state, values, abstract)
     assert (position.shards, position.tokens_seen, position.identity) == (SHARDS, 700, IDENTITY)

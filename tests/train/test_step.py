@@ -56,19 +56,8 @@ def assert_same_run(one, other):
     assert_close(state, state2)
 
 
-# The shipped layouts, with sizes that few devices and tiny shapes divide over.
-LAYOUTS = {
-    "data": {"data": -1},
-    "fsdp": {"fsdp": -1},
-    "tensor": {"data": -1, "model": 2},
-    "2d": {"fsdp": -1, "model": 2},
-    "hsdp": {"data": -1, "fsdp": 2},
-    "multi_slice": {"slice": 2, "fsdp": -1},
-}
-
-
 def test_every_shipped_layout_is_compared():
-    assert set(LAYOUTS) == {path.stem for path in (config.root() / "partition").glob("*.gin")}
+    assert set(tiny.MESHES) == {path.stem for path in (config.root() / "partition").glob("*.gin")}
 
 
 @functools.cache
@@ -77,9 +66,9 @@ def three_steps(mesh: tuple, rules: tuple, devices: int):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", tiny.MESHES)
 def test_sharded_equals_unsharded(name, devices, plain):
-    mesh = {axis: min(size, devices) for axis, size in LAYOUTS[name].items()}
+    mesh = {axis: min(size, devices) for axis, size in tiny.MESHES[name].items()}
     layout = dataclasses.replace(tiny.shipped(name), mesh=mesh)
     # On few devices several layouts are one and the same, which is compiled once.
     sizes = tuple((axis, size) for axis, size in layout.sizes(devices).items() if size > 1)

@@ -1,5 +1,6 @@
 """A small job without data, its batches, and its program on any number of devices, for several tests."""
 
+import dataclasses
 import functools
 import tempfile
 
@@ -10,7 +11,8 @@ from t5x_lite import config, program
 from t5x_lite.job import Job
 from t5x_lite.model import network
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.parallel.partition import Partition, Rules, single_device
+from t5x_lite.parallel import hosts
+from t5x_lite.parallel.partition import Partition, Rules
 from t5x_lite.train import optimizer, schedule
 
 ARCHITECTURE = Architecture(
@@ -18,6 +20,15 @@ ARCHITECTURE = Architecture(
     relative_buckets=8, relative_max_distance=20, dtype="float32",
 )  # fmt: skip
 ONE = Partition({}, {})
+# The shipped layouts, with sizes that few devices and tiny shapes divide over.
+MESHES = {
+    "data": {"data": -1},
+    "fsdp": {"fsdp": -1},
+    "tensor": {"data": -1, "model": 2},
+    "2d": {"fsdp": -1, "model": 2},
+    "hsdp": {"data": -1, "fsdp": 2},
+    "multi_slice": {"slice": 2, "fsdp": -1},
+}
 LENGTHS = {"inputs": 12, "targets": 10}
 
 
@@ -71,12 +82,20 @@ def rows(seed: int, count: int = 16) -> dict[str, np.ndarray]:
 @functools.cache
 def params() -> dict:
     """The parameters that every run starts from, as numpy."""
-    with jax.set_mesh(single_device()):
+    with jax.set_mesh(ONE.build(jax.local_devices()[:1])):
         return jax.device_get(network.init(ARCHITECTURE, Rules(), jax.random.key(1)))
 
 
+def on_mesh(name: str) -> Partition:
+    """The shipped layout on the mesh above."""
+    return dataclasses.replace(shipped(name), mesh=MESHES[name])
+
+
 def runner(job: Job, devices: int = 1):
-    """A function, compiled once: batches -> the state after a step for each, and the metrics of each, as numpy."""
+    """A function, compiled once: batches -> the state after a step for each, and the metrics of each, as numpy.
+
+    Of several processes, all call it alike.
+    """
     mesh = job.partition.build(jax.devices()[:devices])
     with jax.set_mesh(mesh):
         laid = program.lay_out(job, jax.sharding.get_mesh())
@@ -84,12 +103,12 @@ def runner(job: Job, devices: int = 1):
 
     def run(batches):
         with jax.set_mesh(mesh):
-            state = begin(jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), params(), laid.params))
+            state = begin(jax.tree.map(lambda x, s: hosts.put(x, s.sharding), params(), laid.params))
             found = []
             for batch in batches:
-                placed = {name: jax.device_put(x, laid.batch_sharding) for name, x in batch.items()}
+                placed = {name: hosts.put(x, laid.batch_sharding) for name, x in batch.items()}
                 state, metrics = step(state, placed)
                 found.append(jax.device_get(metrics))
-            return jax.device_get(state), found
+            return hosts.get(state), found
 
     return run
