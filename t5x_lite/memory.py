@@ -195,10 +195,17 @@ def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
 
     def layer(queries: int, keys: int) -> Layer:
         return Layer(
-            rows, queries, keys, arch.embed_dim, _cut(program, "heads", arch.num_heads * arch.head_dim),
-            _cut(program, "heads", arch.num_heads), arch.num_heads, _cut(program, "mlp", arch.mlp_dim), len(arch.mlp_activations),
-            2 if arch.dtype == "bfloat16" else 4,
-        )  # fmt: skip
+            rows=rows,
+            queries=queries,
+            keys=keys,
+            embed=arch.embed_dim,
+            inner=_cut(program, "heads", arch.num_heads * arch.head_dim),
+            heads=_cut(program, "heads", arch.num_heads),
+            all_heads=arch.num_heads,
+            mlp=_cut(program, "mlp", arch.mlp_dim),
+            projections=len(arch.mlp_activations),
+            item=2 if arch.dtype == "bfloat16" else 4,
+        )
 
     return layer(inputs, 0), layer(length, 0 if arch.decoder_only else inputs)
 

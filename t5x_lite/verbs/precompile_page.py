@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from t5x_lite.verbs.page import page
-from t5x_lite.verbs.precompile_text import ASSUMPTIONS, line
+from t5x_lite.verbs.precompile_text import ASSUMPTIONS, duration, line, money
 
 # Units of the view box.
 _WIDTH, _ROW, _LEFT, _RIGHT = 960, 34, 190, 90
@@ -66,11 +66,11 @@ def _headline(report: Mapping) -> str:
             ),
         ]
     if job := report.get("whole_job"):
-        days = job["hours"]["not_overlapped"] / 24
-        figures.append(("whole job", f"{days:,.1f} days", f"{job['steps']:,} steps, without start-up or evaluation"))
+        took = duration(job["hours"]["not_overlapped"])
+        figures.append(("whole job", took, f"{job['steps']:,} steps, without start-up or evaluation"))
         if job["usd"]:
             cost = job["usd"]["not_overlapped"]
-            figures.append(("cost", f"{cost:,.0f} USD", f"at {job['usd_per_chip_hour']:g} USD a chip hour"))
+            figures.append(("cost", f"{money(cost)} USD", f"at {job['usd_per_chip_hour']:g} USD a chip hour"))
     return "".join(
         f"<div><dt>{escape(what)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for what, value, note in figures

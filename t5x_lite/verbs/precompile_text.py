@@ -111,12 +111,12 @@ def _times(report: Mapping) -> list[str]:
 
 def _whole(job: Mapping) -> str:
     hours, usd = job["hours"], job["usd"]
-    days = f"{_hours(hours['overlapped'])} to {_hours(hours['not_overlapped'])}"
+    days = f"{duration(hours['overlapped'])} to {duration(hours['not_overlapped'])}"
     took = f"{job['steps']:,} steps take an estimated {days} on {job['chips']:,} chips"
     if usd is None:
         return took
     price = job["usd_per_chip_hour"]
-    return f"{took}, {usd['overlapped']:,.0f} to {usd['not_overlapped']:,.0f} USD at {price:g} a chip hour"
+    return f"{took}, {money(usd['overlapped'])} to {money(usd['not_overlapped'])} USD at {price:g} a chip hour"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -131,8 +131,16 @@ def _seconds(value: float) -> str:
     return f"{value:,.3f} s" if value >= 1 else f"{1e3 * value:,.1f} ms"
 
 
-def _hours(value: float) -> str:
-    return f"{value / 24:,.1f} days" if value >= 48 else f"{value:,.1f} hours"
+def duration(hours: float) -> str:
+    """Hours as a reader takes them in."""
+    if hours < 1:
+        return f"{60 * hours:,.1f} minutes"
+    return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} hours"
+
+
+def money(usd: float) -> str:
+    """An amount, with cents where they count."""
+    return f"{usd:,.0f}" if usd >= 100 else f"{usd:,.2f}"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -189,6 +189,7 @@ def test_libtpu_that_is_absent_is_named_with_the_command_that_installs_it(monkey
         (["--topology=v5e:2x2", "--price=-1"], "--price does not fit"),
         (["--topology=v5e:2x2", "--output=/nowhere/f.json"], "--output=/nowhere/f.json cannot be written"),
         (["--topology=v5e:2x2", "--compare=remat"], "--compare=remat is not NAME=VALUE,VALUE"),
+        (["--topology=v5e:2x2", "--compare=remt=dots"], "compares remt, which is no name of a job's. Nearest: remat"),
         (["--topology=v5e:2x2", "--compare=remat=dots", "--program=all"], "ranked by one program"),
         (["--topology=v5e:2x2", "--compare=remat=dots", "--html=f.html"], "--html is given with --compare"),
         (["--topology=v5e:2x2", "--program=serve"], "--program cannot be serve"),
@@ -225,6 +226,7 @@ def test_variants_are_ranked_and_those_that_fail_say_why(monkeypatch, capsys, tm
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(precompile_compare.subprocess, "run", run)
+    monkeypatch.setattr(precompile, "slice_of", lambda topology, num_slices: None)
     output = tmp_path / "c.json"
     flags = ["--compare=remat=full,none,dots", "--compare=partition=data", f"--output={output}"]
     assert cli.run(["precompile", *JOB, "--topology=v5e:2x2", *flags]) == 0
@@ -233,6 +235,32 @@ def test_variants_are_ranked_and_those_that_fail_say_why(monkeypatch, capsys, tm
     assert rows[-1]["reason"] == "no such thing. Why. Fix."
     table = capsys.readouterr().out.rpartition("GiB a device  step ms")[2]
     assert table.index("dots") < table.index("full") < table.index("remat=none, partition=data: no such thing")
+    # Where nothing could be compiled, the command has failed.
+    assert cli.run(["precompile", *JOB, "--topology=v5e:2x2", "--compare=remat=none", "--compare=partition=data"]) == 1
+    printed, errors = capsys.readouterr()
+    assert "remat=none, partition=data: no such thing. Why. Fix." in printed and "estimates" not in printed
+    assert errors.startswith(
+        "t5x_lite: error: none of the 1 variants could be compiled and fits on v5e:2x2. The reason"
+    )
+
+
+@needs_libtpu
+def test_a_slice_that_is_none_is_refused_before_any_variant_is_compiled(capsys):
+    assert cli.run(["precompile", *JOB, "--topology=v5e:3x3", "--compare=remat=none,dots"]) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == "" and "--topology=v5e:3x3 is no slice of v5e" in errors
+
+
+@pytest.mark.parametrize(
+    "hours, shown", [(0.11, "6.6 minutes"), (1.5, "1.5 hours"), (47, "47.0 hours"), (60, "2.5 days")]
+)
+def test_durations_are_told_in_a_unit_that_fits(hours, shown):
+    assert precompile_text.duration(hours) == shown
+
+
+@pytest.mark.parametrize("usd, shown", [(0.534, "0.53"), (99, "99.00"), (5139.4, "5,139")])
+def test_cents_count_in_small_amounts(usd, shown):
+    assert precompile_text.money(usd) == shown
 
 
 def test_columns_are_aligned():
