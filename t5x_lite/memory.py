@@ -23,6 +23,9 @@ ERROR = 0.15
 
 _FLOAT = 4  # bytes of parameters, gradients and logits
 
+# Generations for which the compiler keeps attention's scores in float32 where others get by with the compute type.
+_FLOAT_SCORES = ("v4", "v5p")
+
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
@@ -45,6 +48,7 @@ class Layer:
       all_heads: heads of all devices.
       projections: kernels from `embed` to `mlp`.
       item: bytes of an activation.
+      score: bytes of an attention score before its softmax.
     """
 
     rows: int
@@ -57,6 +61,7 @@ class Layer:
     mlp: int
     projections: int
     item: int
+    score: int
 
     @property
     def weights(self) -> int:
@@ -70,25 +75,41 @@ class Layer:
         return self.rows * self.heads * (own + self.queries * _up(self.keys, 128) * bool(self.keys))
 
     @property
-    def products(self) -> int:
-        """Bytes of its products with weights."""
-        attentions = 1 + bool(self.keys)
-        widths = (2 + attentions) * self.inner + (1 + attentions) * self.embed + self.projections * self.mlp
-        return self.item * self.rows * (self.queries * widths + 2 * self.keys * self.inner)
+    def stream(self) -> int:
+        """Bytes of the residual stream."""
+        return self.item * self.rows * self.queries * max(self.embed, self.inner)
 
     @property
-    def working(self) -> int:
-        """Bytes that its backward pass needs: products, scores in float32 and in the compute type, and weights.
+    def hidden(self) -> int:
+        """Bytes of the products of the feed-forward layer."""
+        return self.item * self.rows * self.queries * self.projections * self.mlp
 
-        Weights are gathered, and their gradients not yet cut. The position bias, which all rows share, is there for the
-        squares of positions and, as a strip for each query, for twice of them.
+    @property
+    def merged(self) -> int:
+        """Bytes that it keeps where nothing hides from the compiler that the backward pass computes it again.
+
+        Products with weights, softmaxes, and what these sum of the values.
         """
+        attentions, width = 1 + bool(self.keys), self.rows * self.queries
+        products = (2 + attentions) * self.inner + (1 + attentions) * self.embed
+        of_encoder = 2 * self.rows * self.keys * self.inner
+        sums = _FLOAT * attentions * width * self.inner
+        return self.item * (width * products + of_encoder + self.scores) + sums + self.hidden
+
+    def working(self, remat: str) -> int:
+        """Bytes that its backward pass needs: the more of the feed-forward layer's and of attention's, and weights.
+
+        Attention has scores before and after their softmax, and beside them what the policy kept of the feed-forward
+        layer; that has its products and their gradients, and the softmaxes that were computed again. Of
+        each weight there is the gathered array or its gradient, not yet cut; of the position bias, which all rows
+        share, squares of positions and a strip for each query.
+        """
+        attention = (self.score + self.item) * self.scores + (remat not in ("none", "full")) * self.hidden
+        again = 0 if remat == "none" else self.item * self.scores + 2 * self.stream
+        feed_forward = 2 * self.hidden + again
         bias = self.all_heads * self.queries * _up(self.queries, 128)
         return (
-            self.products
-            + (_FLOAT + self.item) * (self.scores + bias)
-            + 2 * self.item * bias
-            + (self.item + _FLOAT) * self.weights
+            max(attention, feed_forward) + 6 * self.stream + self.item * self.weights + (_FLOAT + 3 * self.item) * bias
         )
 
 
@@ -112,12 +133,13 @@ class Estimate:
         return {name: value for name, value in vars(self).items() if name != "moment"}
 
 
-def estimate(job: Job, program: Program) -> Estimate:
+def estimate(job: Job, program: Program, generation: str | None = None) -> Estimate:
     """Memory of one device in a train step; the program's mesh must be the current one.
 
     Args:
       job: the job.
       program: the same laid out on a mesh.
+      generation: of TPU, a key of `chips.CHIPS`; None: any other device.
 
     Returns:
       Bytes by kind at the moment where they sum to the most: `activations` are what the forward pass keeps for the
@@ -128,16 +150,16 @@ def estimate(job: Job, program: Program) -> Estimate:
         "optimizer": bytes_a_device(program.state["opt_state"]),
         "batch": bytes_a_device(abstract_batch(job, program)),
     }
-    every = moments(job, program)
+    every = moments(job, program, generation)
     name, gradients, activations, temporaries = max(every, key=lambda m: sum(m[1:]))
     return Estimate(**state, gradients=gradients, activations=activations, temporaries=temporaries, moment=name)
 
 
-def moments(job: Job, program: Program) -> list[tuple[str, int, int, int]]:
+def moments(job: Job, program: Program, generation: str | None) -> list[tuple[str, int, int, int]]:
     """The moments at which a step may be at its largest: name, and bytes of gradients, activations, temporaries."""
     arch = job.model
     item = 2 if arch.dtype == "bfloat16" else 4
-    encoder, decoder = layers(job, program)
+    encoder, decoder = layers(job, program, generation)
     of_kept = kept(job, program)
     trained = bytes_a_device(trainable.only(program.trained, program.params))
     summed = trained if job.microbatches > 1 else 0
@@ -149,13 +171,19 @@ def moments(job: Job, program: Program) -> list[tuple[str, int, int, int]]:
     cast = item * sum(layer_weights) // partition.ways(program.mesh, program.rules, "embed") if item < _FLOAT else 0
 
     every = of_kept.encoder + of_kept.decoder
+    # The gradient of the logits' weights comes first and is cut last.
+    head = ("token_embedder", "embedding") if arch.tied_head else ("decoder", "logits_dense")
+    of_head = _FLOAT * table if any(jax.tree.leaves(program.trained[head[0]][head[1]])) else 0
+    if not arch.scan_layers:  # all but the embedding is copied to other tiles
+        cast += bytes_a_device(program.params) - bytes_a_device(program.params["token_embedder"])
     found = [
-        ("the loss", summed, every, cast + of_kept.logits + _FLOAT * table),
-        ("the decoder's backward pass", summed + of_decoder, every, cast + decoder.working),
+        ("the loss", summed, every, cast + of_kept.logits + of_head),
+        ("the decoder's backward pass", summed + of_decoder, every, cast + of_head + decoder.working(arch.remat)),
         ("the update", summed + trained, 0, trained),
     ]
     if not arch.decoder_only:
-        found.append(("the encoder's backward pass", summed + trained, of_kept.encoder, cast + encoder.working))
+        temporaries = cast + of_head + encoder.working(arch.remat)
+        found.append(("the encoder's backward pass", summed + trained, of_kept.encoder, temporaries))
     return found
 
 
@@ -183,12 +211,16 @@ def kept(job: Job, program: Program) -> Kept:
             continue  # norms outside of the loops over layers, which the compiler computes again
         else:
             sums["encoder" if "encoder" in name else "decoder"] += size
+    if not job.model.scan_layers and job.model.remat == "none":
+        for stack, layer in zip(("encoder", "decoder"), layers(job, program)):
+            sums[stack] = min(sums[stack], getattr(job.model, f"{stack}_layers") * layer.merged)
     return Kept(**sums)
 
 
-def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
+def layers(job: Job, program: Program, generation: str | None = None) -> tuple[Layer, Layer]:
     """A layer of the encoder and of the decoder."""
     arch = job.model
+    item = 2 if arch.dtype == "bfloat16" else 4
     rows = job.batch_size // job.microbatches // partition.batch_divisor(program.mesh, program.rules)
     inputs, targets = (_up(job.feature_lengths[name], 8) for name in ("inputs", "targets"))
     length = _up(sum(job.feature_lengths.values()), 8) if arch.decoder_only else targets
@@ -204,7 +236,8 @@ def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
             all_heads=arch.num_heads,
             mlp=_cut(program, "mlp", arch.mlp_dim),
             projections=len(arch.mlp_activations),
-            item=2 if arch.dtype == "bfloat16" else 4,
+            item=item,
+            score=_FLOAT if generation in _FLOAT_SCORES else item,
         )
 
     return layer(inputs, 0), layer(length, 0 if arch.decoder_only else inputs)

@@ -32,7 +32,7 @@ def estimated(flags):
     chip = chips.CHIPS[wanted.generation]
     mesh = job.partition.abstract(slices * wanted.chips * chip.devices_per_chip, slices)
     with jax.sharding.use_abstract_mesh(mesh):
-        return memory.estimate(job, program.lay_out(job, mesh)), chip.usable_bytes
+        return memory.estimate(job, program.lay_out(job, mesh), wanted.generation), chip.usable_bytes
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -184,6 +184,6 @@ def test_a_job_that_nothing_helps_is_told_so(capsys):
 def test_a_job_near_the_limit_is_left_to_the_compiler(part, status, words, capsys, monkeypatch):
     usable = chips.CHIPS["v5e"].usable_bytes
     found = memory.Estimate(int(part * usable), 0, 0, 0, 0, 0, "the loss")
-    monkeypatch.setattr(memory, "estimate", lambda job, laid: found)
+    monkeypatch.setattr(memory, "estimate", lambda *_: found)
     assert (found := dry_run(capsys))[0] == status
     assert words in found[1]

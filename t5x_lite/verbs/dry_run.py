@@ -46,7 +46,7 @@ def describe(job: Job, topology: str | None, num_slices: int, config_text: str) 
     batching.check_hosts(job.data_shards, hosts)
     with jax.sharding.use_abstract_mesh(mesh):
         program = lay_out(job, mesh)
-        estimate = memory.estimate(job, program)
+        estimate = memory.estimate(job, program, wanted.generation if wanted else None)
 
     print(config_text)
     print(f"On {place}\nMesh {' x '.join(f'{a}={n}' for a, n in mesh.shape.items())}\n")

@@ -34,7 +34,7 @@ def remedies(job: Job, program: Program, own: hardware.Hardware, num_slices: int
             devices = num_slices * on.chips * CHIPS[on.generation].devices_per_chip
             mesh = laid.mesh if laid else changed.partition.abstract(devices, num_slices)
             with jax.sharding.use_abstract_mesh(mesh):
-                return memory.estimate(changed, laid or lay_out(changed, mesh)).peak <= usable
+                return memory.estimate(changed, laid or lay_out(changed, mesh), on.generation).peak <= usable
         except UserError:  # it does not divide
             return False
 
