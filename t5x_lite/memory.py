@@ -18,13 +18,16 @@ from t5x_lite.parameter_table import bytes_a_device
 from t5x_lite.program import Program, abstract_batch, loss_function
 from t5x_lite.train import trainable
 
-# Largest difference from the compiler's peak, in parts of it, that tests allow.
-ERROR = 0.15
+# Largest difference from the compiler's peak, in parts of it, that tests allow: where a shipped example runs, and on
+# tpu7x, whose compiler orders the loss and the backward pass in other ways.
+_ERROR, _ERROR_TPU7X = 0.15, 0.2
 
 _FLOAT = 4  # bytes of parameters, gradients and logits
 
-# Generations for which the compiler keeps attention's scores in float32 where others get by with the compute type.
+# Generations for which the compiler keeps attention's scores in float32 where others get by with the compute type, and
+# those for which it leaves the gradient of the logits' weights, and with it the logits, to the end of the backward pass.
 _FLOAT_SCORES = ("v4", "v5p")
+_LATE_LOGITS = ("tpu7x",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,11 @@ class Estimate:
         return {name: value for name, value in vars(self).items() if name != "moment"}
 
 
+def error(generation: str | None) -> float:
+    """How far the estimate may be from the compiler's peak, in parts of it."""
+    return _ERROR_TPU7X if generation == "tpu7x" else _ERROR
+
+
 def estimate(job: Job, program: Program, generation: str | None = None) -> Estimate:
     """Memory of one device in a train step; the program's mesh must be the current one.
 
@@ -167,22 +175,30 @@ def moments(job: Job, program: Program, generation: str | None) -> list[tuple[st
     layer_weights = [n * layer.weights for n, layer in ((arch.encoder_layers, encoder), (arch.decoder_layers, decoder))]
     table = _cut(program, "vocab", arch.vocab_size) * arch.embed_dim
     of_decoder = trained * layer_weights[1] // (sum(layer_weights) + (2 - arch.tied_head) * table)
-    # The weights of all layers are cast in one go before the loop over them.
-    cast = item * sum(layer_weights) // partition.ways(program.mesh, program.rules, "embed") if item < _FLOAT else 0
-
-    every = of_kept.encoder + of_kept.decoder
-    # The gradient of the logits' weights comes first and is cut last.
-    head = ("token_embedder", "embedding") if arch.tied_head else ("decoder", "logits_dense")
-    of_head = _FLOAT * table if any(jax.tree.leaves(program.trained[head[0]][head[1]])) else 0
+    # The weights of all layers are cast in one go before the loop over them, which ends their need.
+    ways = partition.ways(program.mesh, program.rules, "embed")
+    casts = [item * n // ways if item < _FLOAT else 0 for n in layer_weights]
     if not arch.scan_layers:  # all but the embedding is copied to other tiles
-        cast += bytes_a_device(program.params) - bytes_a_device(program.params["token_embedder"])
+        copied = bytes_a_device(program.params) - bytes_a_device(program.params["token_embedder"])
+        casts = [cast + copied // 2 for cast in casts]
+    head = ("token_embedder", "embedding") if arch.tied_head else ("decoder", "logits_dense")
+    # The gradient of the logits' weights comes first and is cut last.
+    of_head = _FLOAT * table if any(jax.tree.leaves(program.trained[head[0]][head[1]])) else 0
+    at_loss, later = of_kept.logits, 0
+    if generation in _LATE_LOGITS:
+        # Where the vocabulary is cut, the targets' mask, its product and copies of them are written out.
+        cut = partition.ways(program.mesh, program.rules, "vocab") > 1
+        at_loss, later = (4 * of_kept.logits, 2 * of_kept.logits) if cut else (of_kept.logits, of_kept.logits)
+
+    every, of_both = of_kept.encoder + of_kept.decoder, sum(casts)
+    at_decoder = of_both + of_head + later + decoder.working(arch.remat)
     found = [
-        ("the loss", summed, every, cast + of_kept.logits + of_head),
-        ("the decoder's backward pass", summed + of_decoder, every, cast + of_head + decoder.working(arch.remat)),
-        ("the update", summed + trained, 0, trained),
+        ("the loss", summed, every, of_both + at_loss + of_head),
+        ("the decoder's backward pass", summed + of_decoder, every, at_decoder),
+        ("the update", summed + trained, 0, max(map(bytes_a_device, jax.tree.leaves(program.params)))),
     ]
     if not arch.decoder_only:
-        temporaries = cast + of_head + encoder.working(arch.remat)
+        temporaries = casts[0] + of_head + later + encoder.working(arch.remat)
         found.append(("the encoder's backward pass", summed + trained, of_kept.encoder, temporaries))
     return found
 

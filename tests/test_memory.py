@@ -18,6 +18,7 @@ from tests.train import tiny
 
 # Real train steps compiled by libtpu; make_tpu_memory.py wrote it.
 COMPILED = json.loads((Path(__file__).parent / "references/tpu_memory.json").read_text())
+REMATS = ("none", "dots", "inner", "full")  # from what keeps the most to what keeps the least
 
 
 def estimated(flags):
@@ -37,9 +38,11 @@ def estimated(flags):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_estimate_is_near_the_compilers_peak(name):
-    found, usable = estimated(COMPILED[name]["flags"])
-    assert found.peak == pytest.approx(COMPILED[name]["peak_bytes"], rel=memory.ERROR)
-    assert (found.peak <= usable) == ("refused_above_bytes" not in COMPILED[name])
+    flags = COMPILED[name]["flags"]
+    found, usable = estimated(flags)
+    error = memory.error("tpu7x" if any("tpu7x" in flag for flag in flags) else None)
+    assert found.peak == pytest.approx(COMPILED[name]["peak_bytes"], rel=error)
+    assert (found.peak <= usable) == COMPILED[name]["fits"]
 
 
 @pytest.mark.parametrize("name", [name for name in COMPILED if name.startswith("c4_")])
@@ -79,8 +82,8 @@ def test_what_computes_more_keeps_less():
     # Wide and long enough that what layers keep decides.
     model = dataclasses.replace(tiny.ARCHITECTURE, encoder_layers=8, decoder_layers=8)
     sizes = {"batch_size": 256, "feature_lengths": {"inputs": 128, "targets": 64}}
-    peaks = [of(model=dataclasses.replace(model, remat=policy), **sizes)[0].peak for policy in ("none", "dots", "full")]
-    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 3
+    peaks = [of(model=dataclasses.replace(model, remat=policy), **sizes)[0].peak for policy in REMATS]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     whole, parts = (of(model=model, microbatches=n, **sizes)[0] for n in (1, 4))
     assert parts.activations == pytest.approx(whole.activations / 4, rel=0.1)
     assert parts.gradients >= whole.gradients
@@ -95,7 +98,7 @@ def test_frozen_parameters_have_no_gradients():
 
 
 @pytest.mark.parametrize("structure", ["encoder_decoder", "language_model"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", REMATS)
 def test_what_is_kept_is_what_the_loops_over_layers_stack(structure, remat):
     """Against the whole train step, traced: a stack of L layers keeps L times what one of them does."""
     lone = structure != "encoder_decoder"
