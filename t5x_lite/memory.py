@@ -25,7 +25,7 @@ _ERROR, _ERROR_TPU7X = 0.15, 0.2
 _FLOAT = 4  # bytes of parameters, gradients and logits
 
 # Generations for which the compiler keeps attention's scores in float32 where others get by with the compute type, and
-# those for which it leaves the gradient of the logits' weights, and with it the logits, to the end of the backward pass.
+# those for which it leaves the gradient of the logits' weights, and so the logits, to the end of the backward pass.
 _FLOAT_SCORES = ("v4", "v5p")
 _LATE_LOGITS = ("tpu7x",)
 
