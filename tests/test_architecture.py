@@ -230,7 +230,10 @@ def loaded_by(folder: Path, *commands: list[str]) -> set[str]:
 def test_help_loads_neither_jax_nor_tensorflow(tmp_path):
     helps = [["--help"], [], ["--version"], ["train", "--help"], ["infer", "--help"], ["bench", "--help"]]
     of_tpu = "--accelerator=v5litepod-8 --zone=us-west4-a --project=my-project --bucket=gs://my-bucket --dry_run"
-    helps += [["tpu", "launch", "--help"], ["tpu", "launch", "--name=a", *of_tpu.split(), "--", "eval", "--checkpoint=gs://b/m"]]
+    helps += [
+        ["tpu", "launch", "--help"],
+        ["tpu", "launch", "--name=a", *of_tpu.split(), "--", "eval", "--checkpoint=gs://b/m"],
+    ]
     loaded = loaded_by(tmp_path, *helps)
     assert not loaded & {"jax", "jaxlib", "numpy", "gin", "tensorflow", "seqio"}
 
