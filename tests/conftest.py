@@ -11,21 +11,32 @@ import shutil
 import tempfile
 from pathlib import Path
 
+# Programs run a few steps each here, and XLA would take longer to optimise them than it would save: most of what it
+# does for a CPU is switched off, and so are its newer emitters of loops, whose code takes twice as long to compile.
+QUICK = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+    "--xla_cpu_parallel_codegen_split_count=1",
+}
 # Before anything initialises JAX. Tests keep their own cache of what can be made again, unless told of one.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the command line sets it
+os.environ |= QUICK | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the latter as the command line sets it
 os.environ.setdefault("T5X_LITE_CACHE", os.path.join(tempfile.gettempdir(), "t5x_lite_test_cache"))
+
+
+def as_shipped() -> dict[str, str]:
+    """The environment of a process that compiles its programs as those of users do."""
+    return {name: value for name, value in os.environ.items() if name not in QUICK}
+
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-# Tests of these files run the longest and begin first, so that the two processes of `make test` end together.
-LONG = ["test_docs.py", "test_demo.py", "test_resume.py", "test_train.py", "test_bench.py", "test_train_on_tokens.py"]
-# These compute much; the others mostly compile, and the compiler's optimisations would cost them more than they give.
-# Those of test_infer.py are compared bit by bit with what processes of their own compute.
-OPTIMISED = [
-    "test_demo.py", "test_bench.py", "test_resume.py", "test_train_on_tokens.py", "test_infer.py", "test_startup.py",
+# Tests of these files run the longest and begin first, so that the processes of `make test` end together.
+LONG = [
+    "test_docs.py", "test_multi_host_endings.py", "test_multi_host.py", "test_startup.py", "test_demo.py",
+    "test_resume.py", "test_infer.py", "test_architectures.py", "test_train.py", "test_bench.py",
+    "test_train_on_tokens.py", "test_step.py", "test_decoding.py",
 ]  # fmt: skip
 
 
@@ -43,16 +54,6 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("sharded"):
                 item.add_marker(pytest.mark.skip(reason="it needs --devices=8"))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    # Before fixtures of the session, which a fixture of the module would come after. A program that was compiled with
-    # the other effort rounds otherwise, and JAX would find it in its cache.
-    quick = item.path.name not in OPTIMISED
-    if quick != jax.config.read("jax_disable_most_optimizations"):
-        jax.config.update("jax_disable_most_optimizations", quick)
-        jax.clear_caches()
 
 
 # Rows of the embedding table of the tests' models: 400 pieces, 100 sentinels, and some unused.

@@ -1,10 +1,24 @@
-"""Tasks of one's own, for the verbs that take --module."""
+"""Jobs of several hosts, and tasks of one's own for the verbs that take --module."""
 
 from pathlib import Path
 
 import pytest
 
 from t5x_lite import cli
+
+
+@pytest.fixture(scope="module")
+def host_flags(train_flags, caches):
+    """A function: model directory, changed macros -> the command line of a short run that needs no TensorFlow."""
+
+    def flags(directory, **changed):
+        macros = {
+            "TOKENS_DIR": caches / "text_span_corruption", "DATA_SHARDS": 4, "TRAIN_STEPS": 8, "LOG_PERIOD": 1,
+            "EVAL_PERIOD": 4, "HOST_TIMEOUT": 10,
+        }  # fmt: skip
+        return train_flags(directory, **macros | changed)
+
+    return flags
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from t5x_lite import cli
 from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.verbs import precompile, precompile_compare, precompile_page, precompile_text
+from tests.conftest import as_shipped
 
 JOB = ["--gin_file=models/t5_1_1_tiny.gin", "--gin_file=runs/pretrain.gin", "--gin_file=partition/fsdp.gin"]
 JOB += ["--gin.TRAIN_STEPS=1000", "--gin.BATCH_SIZE=16"]
@@ -30,8 +31,9 @@ def compiled(tmp_path_factory):
         "sys.exit(status or any(n.startswith('tensorflow') or n == 'seqio' for n in sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", run, "precompile", *flags], capture_output=True, text=True, cwd=folder, check=False
-    )
+        [sys.executable, "-c", run, "precompile", *flags],
+        capture_output=True, text=True, cwd=folder, env=as_shipped(), check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr, json.loads((folder / "f.json").read_text()), (folder / "f.html").read_text()
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from t5x_lite import cli
 from t5x_lite.data import examples
 from t5x_lite.train import checkpoint
+from tests.conftest import as_shipped
 
 CHANGED = {"TRAIN_STEPS": 60, "SAVE_PERIOD": 10, "EVAL_PERIOD": 0}
 ROOT = Path(__file__).parents[2]
@@ -25,11 +24,10 @@ SECONDS = 120
 
 
 class Run:
-    """A training process, whose stderr is watched."""
+    """A training process as users start it, whose stderr is watched."""
 
     def __init__(self, flags, log):
-        # The devices of this process, or sums would be taken in another order.
-        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count()), "JAX_PLATFORMS": "cpu"}
+        env = as_shipped() | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen([sys.executable, "-m", "t5x_lite", *flags], cwd=ROOT, env=env, stderr=file)
@@ -74,9 +72,10 @@ def continuation(directory, step, corpus):
 
 @pytest.fixture(scope="module")
 def uninterrupted(train_flags, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("uninterrupted") / "model"
-    assert cli.run(train_flags(directory, **CHANGED)) == 0
-    return directory
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run = Run(train_flags(folder / "model", **CHANGED), folder / "log")
+    assert run.end() == 0, run.log.read_text()
+    return folder / "model"
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(uninterrupted, train_flags, corpus, tmp_path):
