@@ -34,8 +34,8 @@ import pytest  # noqa: E402
 
 # Tests of these files run the longest and begin first, so that the processes of `make test` end together.
 LONG = [
-    "test_docs.py", "test_multi_host_endings.py", "test_multi_host.py", "test_startup.py", "test_demo.py",
-    "test_resume.py", "test_infer.py", "test_architectures.py", "test_train.py", "test_bench.py",
+    "test_docs.py", "test_multi_host_endings.py", "test_multi_host.py", "test_processes.py", "test_startup.py",
+    "test_demo.py", "test_resume.py", "test_infer.py", "test_architectures.py", "test_train.py", "test_bench.py",
     "test_train_on_tokens.py", "test_step.py", "test_decoding.py",
 ]  # fmt: skip
 

@@ -239,7 +239,8 @@ class _Ending:
         status = 1
         if self._ended:
             status = getattr(self._error, "exit_code", 0)
-            text = "" if self._error is None else f"t5x_lite: {self._error}\n"
+            kind = "preempted" if isinstance(self._error, Preempted) else "error"
+            text = "" if self._error is None else f"t5x_lite: {kind}: {self._error}\n"
         else:
             error = self._lost() if self.met else _unmet(self._own)
             text = f"t5x_lite: error: {error}\n"

@@ -100,6 +100,26 @@ def test_hosts_that_do_not_meet_end_in_words(number):
     ), done.stderr
 
 
+ABORTED = """
+import os, sys
+from t5x_lite import errors
+from t5x_lite.parallel import hosts
+end = hosts._Ending(hosts.Place("localhost:1", 2, 1), 10, lambda: "nothing")
+end.install()
+end.because({"error": errors.UserError("a is b", "c", "d"), "preempted": errors.Preempted("stopped")}[sys.argv[1]])
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "said"),
+    [("error", 2, "t5x_lite: error: a is b. C. D.\n"), ("preempted", 75, "t5x_lite: preempted: stopped\n")],
+)
+def test_a_host_whose_run_has_ended_says_why_also_when_the_first_one_goes_before_it(ended, status, said):
+    done = subprocess.run([sys.executable, "-c", ABORTED, ended], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
 def test_a_verb_of_one_host_is_refused_on_several(slurm):
     hosts.check_alone()
     slurm()

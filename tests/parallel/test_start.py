@@ -1,10 +1,11 @@
 """What a process sets up before it computes, seen from outside."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import as_shipped
 
 # Faults of pages in twenty runs of a program with 64 MiB of temporary buffers, after ten that are not counted.
 FAULTS = """
@@ -24,7 +25,7 @@ print(counts[-1] - counts[9])
 
 
 def faults(how: str) -> int:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    env = as_shipped() | {"JAX_NUM_CPU_DEVICES": "1"}
     return int(subprocess.run([sys.executable, "-c", FAULTS, how], env=env, capture_output=True, check=True).stdout)
 
 

@@ -22,11 +22,7 @@ class Hosts:
     """Processes that are given one command, and what they say."""
 
     def __init__(self, folder, flags, hosts=2, devices=1, address="localhost", prefixes=None):
-        env = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "PYTHONPATH": str(ROOT),
-        }
+        env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
         where = f"{address}:{free_port()}"
         self.logs = [folder / f"host{host}" for host in range(hosts)]
         self.processes = []

@@ -157,14 +157,22 @@ def empty_run(run_folder, tmp_path):
 
 def test_checkpoints_are_evaluated_as_they_appear(empty_run, tmp_path, capfd):
     folder, commit = empty_run
+    out, err = "", ""
+
+    def says(line):
+        nonlocal out, err
+        more = capfd.readouterr()
+        out, err = out + more.out, err + more.err
+        return line in err
+
     moved = folder.rename(tmp_path / "later")
     following = Following(folder)
-    time.sleep(0.3)
+    following.wait_for(lambda: says(f"{folder} is not there yet: waiting, looking every 0.05 s"))
     moved.rename(folder)
     time.sleep(0.2)
-    known = folder / "eval/results.jsonl"
     commit(4)
-    following.wait_for(lambda: known.exists() and len(results(folder)) == 1)
+    following.wait_for(lambda: says(f"waiting for a checkpoint after step 4 in {folder}"))
+    assert len(results(folder)) == 1
     # As training does: an older checkpoint goes when a newer one has come.
     commit(8)
     following.wait_for(lambda: len(results(folder)) == 2)
@@ -173,12 +181,11 @@ def test_checkpoints_are_evaluated_as_they_appear(empty_run, tmp_path, capfd):
     (tmp_path / "DONE").rename(folder / "DONE")
     assert following.end() == 0
     assert [line["step"] for line in results(folder)] == [4, 8, 12]
-    out, err = capfd.readouterr()
-    assert f"{folder} is not there yet: waiting, looking every 0.05 s" in err
-    assert f"waiting for a checkpoint after step 4 in {folder}" in err
+    out += capfd.readouterr().out
     assert [line.split()[0] for line in out.partition("\n\n")[2].splitlines()[2:]] == ["4", "8", "12"]
 
     # Begun again it has nothing to do, and reads nothing.
+    known = folder / "eval/results.jsonl"
     before = known.read_bytes()
     assert Following(folder).end() == 0
     assert known.read_bytes() == before
