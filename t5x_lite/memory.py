@@ -72,6 +72,12 @@ class Layer:
         return self.embed * (4 * self.inner * (1 + bool(self.keys)) + (self.projections + 1) * self.mlp)
 
     @property
+    def largest(self) -> int:
+        """Numbers of the kernels of its feed-forward layer or of its attention, the more of the two."""
+        mlp = self.embed * (self.projections + 1) * self.mlp
+        return max(mlp, self.weights - mlp)
+
+    @property
     def scores(self) -> int:
         """Numbers of its attention scores, in tiles of 128."""
         own = self.queries * _up(self.queries, 128)
@@ -112,7 +118,7 @@ class Layer:
         feed_forward = 2 * self.hidden + again
         bias = self.all_heads * self.queries * _up(self.queries, 128)
         return (
-            max(attention, feed_forward) + 6 * self.stream + self.item * self.weights + (_FLOAT + 3 * self.item) * bias
+            max(attention, feed_forward) + 6 * self.stream + self.item * self.largest + (_FLOAT + 3 * self.item) * bias
         )
 
 

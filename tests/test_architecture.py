@@ -60,6 +60,7 @@ MAY_IMPORT = {
 COMPOSED = {
     "demo": {"train", "infer", "report"},
     "train": {"dry_run"},
+    "dry_run": {"dry_run_remedies"},
     "report": {"page", "report_chart"},
     "precompile": {"precompile_compare", "precompile_page", "precompile_text", "precompile_warnings"},
     "precompile_compare": {"precompile", "precompile_text"},

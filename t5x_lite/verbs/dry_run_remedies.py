@@ -12,24 +12,23 @@ from t5x_lite.job import Job
 from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.parallel.partition import batch_divisor
 from t5x_lite.program import Program, lay_out
-from t5x_lite.tpu import hardware
 
-_POLICIES = ("none", "dots", "full")
+_POLICIES = ("none", "dots", "inner", "full")  # from what keeps the most to what keeps the least
 _REMAT = "--gin.architecture.Architecture.remat="
 
 
-def remedies(job: Job, program: Program, own: hardware.Hardware, num_slices: int) -> list[str]:
+def remedies(job: Job, program: Program, own, num_slices: int) -> list[str]:
     """Flags, each choice of which lets the job fit by `memory.estimate`; none where nothing that is tried does.
 
     Args:
       job: the job.
       program: the same laid out on the slices.
-      own: one of the slices.
+      own: one of the slices, a `tpu.hardware.Hardware`.
       num_slices: how many.
     """
     usable = CHIPS[own.generation].usable_bytes
 
-    def fits(changed: Job, on: hardware.Hardware = own, laid: Program | None = None) -> bool:
+    def fits(changed: Job, on=own, laid: Program | None = None) -> bool:
         try:
             devices = num_slices * on.chips * CHIPS[on.generation].devices_per_chip
             mesh = laid.mesh if laid else changed.partition.abstract(devices, num_slices)
@@ -98,8 +97,10 @@ def _wider_cut(job: Job, fits: Callable, program: Program) -> str | None:
     return None
 
 
-def _larger_slice(job: Job, fits: Callable, own: hardware.Hardware, num_slices: int) -> str | None:
+def _larger_slice(job: Job, fits: Callable, own, num_slices: int) -> str | None:
     """The smallest larger slice of the generation on which the same job fits."""
+    from t5x_lite.tpu import hardware
+
     for larger in hardware.larger(own):
         hosts = num_slices * larger.hosts
         shards = math.lcm(job.data_shards, hosts)
