@@ -162,6 +162,14 @@ def test_a_job_that_does_not_fit_is_refused_with_what_would(capsys):
         assert status == 0 and "\nfits: 15.75 GiB of a device are usable" in said, change
 
 
+@pytest.mark.parametrize("remat", REMATS)
+def test_a_policy_that_keeps_less_is_proposed_alone(remat, capsys):
+    status, said = dry_run(capsys, f"--gin.architecture.Architecture.remat={remat}", "--gin.BATCH_SIZE=16384")
+    proposed = re.findall(r"(?:with|or) --gin\.architecture\.Architecture\.remat=(\w+)", said)
+    assert status == 1 and "It would fit with --gin." in said
+    assert all(REMATS.index(policy) > REMATS.index(remat) for policy in proposed)
+
+
 def test_parameters_that_do_not_fit_are_cut(capsys):
     flags = ["--gin_file=models/t5_1_1_xxl.gin", "--gin_file=partition/data.gin", "--gin.BATCH_SIZE=16"]
     status, said = dry_run(capsys, *flags)
