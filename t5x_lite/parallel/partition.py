@@ -140,31 +140,36 @@ class Partition:
         free = [axis for axis, size in sizes.items() if size == -1]
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if devices % fixed or (not free and devices != fixed):
-            raise self._misfit(sizes, devices, fixed, free)
+            raise self._misfit(sizes, devices, fixed, slices)
         return sizes | dict.fromkeys(free, devices // fixed)
 
-    def _misfit(self, sizes: Mapping[str, int], devices: int, fixed: int, free: list[str]) -> UserError:
-        """Names the axis that needs the least change, and the nearest size of it that fits."""
-        fits = []
-        for axis in [axis for axis in self.mesh if sizes[axis] != -1 and axis != "slice"] or ["data"]:
-            rest = fixed // sizes[axis]
-            most, left = divmod(devices, rest)
-            # What an axis of -1 takes may be any number; without one nothing may be left.
-            choices = [n for n in range(1, most + 1) if most % n == 0] if free else [most]
-            fits += [(abs(math.log(n / sizes[axis])), axis, n) for n in choices if not left and most]
-        if not fits:
-            return UserError(
-                f"a mesh of {_shown(sizes)} does not fit {_counted(devices, 'device')}",
-                f"its fixed sizes multiply to {fixed}, and no change of one axis would do",
-                f"change --gin.partition.Partition.mesh so that the product is {devices}; one axis may be -1",
-            )
-        _, axis, size = min(fits)
+    def _misfit(self, sizes: Mapping[str, int], devices: int, fixed: int, slices: int | None) -> UserError:
+        """Names the axes that need the least change, as few as will do, and their nearest sizes that fit."""
+        is_free = -1 in sizes.values()
+        axes = [a for a, size in self.mesh.items() if size != -1 and (a != "slice" or slices is None)] or ["data"]
+        within = devices // (fixed // math.prod(sizes[axis] for axis in axes))  # each slice, where they are given
+        divisors = [n for n in range(1, within + 1) if within % n == 0]
+        # What an axis of -1 takes may be any number; without one nothing may be left.
+        fits = [
+            choice for choice in itertools.product(divisors, repeat=len(axes))
+            if (within % math.prod(choice) == 0 if is_free else within == math.prod(choice))
+        ]  # fmt: skip
+
+        def change(choice: tuple[int, ...]) -> tuple:
+            far = [abs(math.log(n / sizes[axis])) for axis, n in zip(axes, choice)]
+            return sum(map(bool, far)), sum(far), [-n for n in choice]
+
+        nearest = dict(zip(axes, min(fits, key=change)))
+        changed = [axis for axis in axes if nearest[axis] != sizes[axis]]
+        is_one = len(changed) == 1
         return UserError(
-            f"mesh axis {axis} of size {sizes[axis]} does not fit {_counted(devices, 'device')}",
+            f"mesh {'axis' if is_one else 'axes'} {' and '.join(f'{axis} of size {sizes[axis]}' for axis in changed)} "
+            f"{'does' if is_one else 'do'} not fit {_counted(devices, 'device')}",
             f"the mesh {_shown(sizes)} "
-            + (f"has fixed sizes that multiply to {fixed}" if free else f"multiplies to {fixed}"),
-            f"set --gin.partition.Partition.mesh with {axis}={size}, the nearest that fits"
-            + ("" if free else f", or with {axis}=-1 for the devices that are left"),
+            + (f"has fixed sizes that multiply to {fixed}" if is_free else f"multiplies to {fixed}"),
+            "set --gin.partition.Partition.mesh with "
+            + f"{' and '.join(f'{axis}={nearest[axis]}' for axis in changed)}, the nearest that fits"
+            + (f", or with {changed[0]}=-1 for the devices that are left" if is_one and not is_free else ""),
         )
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:

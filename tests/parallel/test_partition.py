@@ -58,9 +58,20 @@ def test_a_mesh_that_does_not_fit_is_refused_and_the_nearest_size_fits(mesh, dev
     assert math.prod(Partition(mesh | {axis: nearest}, {}).sizes(devices).values()) == devices
 
 
-def test_a_mesh_that_no_change_of_one_axis_mends_is_refused():
-    with pytest.raises(UserError, match=r"a mesh of data=3 x fsdp=5 does not fit 8 devices.*Partition\.mesh.*is 8;"):
-        Partition({"data": 3, "fsdp": 5}, {}).sizes(8)
+@pytest.mark.parametrize("mesh, devices, slices, said, nearest", [
+    ({"data": 3, "fsdp": 5}, 8, None, "data of size 3 and fsdp of size 5 do not fit 8 devices", {"data": 2, "fsdp": 4}),
+    ({"data": 5, "fsdp": 3}, 16, 1, "data of size 5 and fsdp of size 3 do not fit 16", {"data": 4, "fsdp": 4}),
+    ({"data": 5, "fsdp": 3}, 64, 4, "data of size 5 and fsdp of size 3 do not fit 64", {"data": 4, "fsdp": 4}),
+    ({"fsdp": 3, "data": -1, "model": 5}, 16, 1, "fsdp of size 3 and model of size 5 do", {"fsdp": 4, "model": 4}),
+    ({"slice": 3, "data": -1}, 8, None, "slice of size 3 does not fit 8 devices", {"slice": 4}),
+])  # fmt: skip
+def test_axes_that_must_change_together_are_named_with_the_nearest_sizes(mesh, devices, slices, said, nearest):
+    with pytest.raises(UserError) as error:
+        Partition(mesh, {}).sizes(devices, slices)
+    sizes = " and ".join(f"{axis}={size}" for axis, size in nearest.items())
+    assert said in str(error.value)
+    assert f"Partition.mesh with {sizes}, the nearest that fits" in str(error.value)
+    assert math.prod(Partition(mesh | nearest, {}).sizes(devices, slices).values()) == devices
 
 
 def test_slices_are_as_many_as_there_are():
