@@ -18,6 +18,16 @@ from t5x_lite.tpu import hardware
 # What may run on a TPU. Only training is spread over hosts.
 VERBS = ("train", "eval", "infer", "score")
 
+# Flags of train that no launched command can have: why, and what to do instead.
+_BEFORE = {
+    "--dry_run": ("what is launched is to do its work", "write it before --, after launch"),
+    "--topology": ("it describes slices that are not here", "name the slice before --, with --accelerator"),
+    "--num_slices": ("it describes slices that are not here", "write it before --, after launch"),
+} | dict.fromkeys(
+    ("--coordinator_address", "--num_processes", "--process_id"),
+    ("the hosts of a slice find each other by its metadata", "leave it out"),
+)
+
 # What our resources are known by.
 OWNER_LABEL, JOB_LABEL, ATTEMPT_LABEL = "t5x-lite", "t5x-lite-job", "t5x-lite-attempt"
 OWNER = "launch"
@@ -129,10 +139,9 @@ class JobSpec:
         verb = self.command[0]
         if verb not in VERBS:
             raise UserError(f"{verb} cannot be launched", nearest(verb, VERBS), "write -- train --gin_file=F")
-        if "--dry_run" in self.command:
-            raise UserError(
-                "--dry_run stands behind --", "what is launched is to do its work", "write it before --, after launch"
-            )
+        for flag in (word.split("=")[0] for word in self.command):
+            if flag in _BEFORE:
+                raise UserError(f"{flag} stands behind --", *_BEFORE[flag])
         if verb != "train" and slice_.hosts * self.num_slices > 1:
             raise UserError(
                 f"{verb} is to run on {slice_.hosts * self.num_slices} hosts",
