@@ -124,6 +124,31 @@ def held(folder, flag: str) -> Iterator[None]:
         os.close(handle)
 
 
+def write_text(path: str | os.PathLike, text: str, safe: str) -> None:
+    """Writes text over a file, whole or not at all; into what is no file, such as /dev/stdout, as it is.
+
+    Args:
+      path: of the file, local or gs://.
+      text: what it then holds.
+      safe: what is not lost where it cannot be written.
+
+    Raises:
+      RunError: it cannot be written, as on a full disk.
+    """
+    from t5x_lite.train.metrics import write_whole  # at the top it would need TensorBoard's package, as below
+
+    place = epath.Path(path)
+    is_in_place = not is_remote(path) and (os.path.islink(path) or os.path.exists(path) and not os.path.isfile(path))
+    try:
+        place.write_text(text, encoding="utf-8") if is_in_place else write_whole(place, text.encode())
+    except OSError as error:
+        raise RunError(
+            f"{os.fspath(path)} could not be written: {error.strerror or error}",
+            safe,
+            "make room there, or name another place, and run the same command again",
+        ) from error
+
+
 def write_lines(path: str | os.PathLike | None, lines: Iterable[Mapping]) -> int:
     """Writes lines of JSON as they come, over a file or to stdout.
 

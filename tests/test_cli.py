@@ -52,6 +52,7 @@ WRONG = {
     "config --gin_file=examples/demo.gin --gin.BATCH_SIZE=": r"--gin\.BATCH_SIZE= gives no value\.",
     "config --gin_file=examples/demo.gin --gin.=3": r"--gin\.=3 is no binding\. .*NAME=value",
     "train --gin_file=examples/demo.gin --topology=v5e:4x4": r"--topology=v5e:4x4 is given without --dry_run\.",
+    "train --gin_file=models/t5_1_1_small.gin --topology=v5e:4x4": r"--topology=v5e:4x4 is given without --dry_run\.",
     "train --gin_file=examples/demo.gin --num_slices=2": r"--num_slices=2 is given without --dry_run\.",
     "train --gin_file=examples/demo.gin --dry_run --num_slices=2": r"--num_slices=2 is given without --topology\.",
     "train --gin_file=examples/demo.gin --dry_run --num_slices=0": r"--num_slices does not fit\. It is '0', not a",

@@ -5,13 +5,14 @@ import fcntl
 import io
 import json
 import os
+import resource
 import sys
 import threading
 
 import pytest
 
 from t5x_lite.errors import RunError, UserError
-from t5x_lite.output import check_file, check_folder, held, write_lines
+from t5x_lite.output import check_file, check_folder, held, write_lines, write_text
 
 
 def test_lines_can_be_read_as_soon_as_they_are_written(tmp_path):
@@ -98,3 +99,31 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypat
     monkeypatch.setattr(fcntl, "flock", unknown)
     with held(tmp_path, "--gin.MODEL_DIR"):
         pass
+
+
+@pytest.fixture
+def limit_of_files():
+    """Sets how many bytes a file of this process can have."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_text_is_written_whole_or_the_older_file_stays(tmp_path, limit_of_files):
+    path = tmp_path / "page.html"
+    write_text(path, "older", "nothing is lost")
+    limit_of_files(1000)
+    with pytest.raises(RunError, match=r"page\.html could not be written: File too large\. The table stands above\. M"):
+        write_text(path, "x" * 5000, "the table stands above")
+    assert path.read_text() == "older" and os.listdir(tmp_path) == ["page.html"]
+
+
+def test_a_text_for_a_link_or_a_device_goes_through_it(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("older")
+    link.symlink_to(target)
+    write_text(link, "é", "nothing is lost")
+    assert link.is_symlink() and target.read_text(encoding="utf-8") == "é"
+    with pytest.raises(RunError, match=r"/dev/full could not be written: No space left on device"):
+        write_text("/dev/full", "text", "nothing is lost")
+    assert not os.path.isfile("/dev/full")

@@ -27,7 +27,7 @@ def describe(job: Job, topology: str | None, num_slices: int, config_text: str) 
       RunError: it needs more memory than a device of the slice has, by more than the estimate may be wrong.
     """
     wanted = None
-    if topology:
+    if topology is not None:
         from t5x_lite.tpu import hardware
 
         wanted = hardware.parse(topology)

@@ -76,14 +76,8 @@ def write(path: str | None, text: str) -> None:
     Raises:
       RunError: it cannot be written.
     """
-    if path is None:
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written: {error.strerror or error}", "the table above is complete", "name another"
-        ) from error
+    if path is not None:
+        output.write_text(path, text, "the table above is complete")
 
 
 def slice_of(topology: str, num_slices: int) -> dict:

@@ -40,6 +40,13 @@ def run(args) -> None:
     if args.program == "all":
         raise UserError("--program=all is given with --compare", "variants are ranked by one program", "name one")
     axes = [_axis(text) for text in args.compare]
+    names = [name for name, _ in axes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"--compare names {twice} twice",
+            "a variant has one value of each name",
+            f"give all of them at once: --compare={twice}={','.join(v for n, vs in axes if n == twice for v in vs)}",
+        )
     slice_of(args.topology, args.num_slices)  # what is wrong with it is wrong with every variant
     rows = []
     for values in itertools.product(*(values for _, values in axes)):

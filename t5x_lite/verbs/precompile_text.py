@@ -133,6 +133,8 @@ def _seconds(value: float) -> str:
 
 def duration(hours: float) -> str:
     """Hours as a reader takes them in."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:,.1f} seconds"
     if hours < 1:
         return f"{60 * hours:,.1f} minutes"
     return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} hours"

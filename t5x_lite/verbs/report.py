@@ -12,7 +12,8 @@ from html import escape
 
 from etils import epath
 
-from t5x_lite.errors import RunError, UserError
+from t5x_lite import output
+from t5x_lite.errors import UserError
 from t5x_lite.train import checkpoint
 from t5x_lite.train.metrics import JSONL, read_jsonl
 from t5x_lite.verbs.page import page
@@ -55,12 +56,7 @@ def write(directory: epath.Path) -> epath.Path:
         done=(directory / "DONE").exists(),
     )
     path = directory / PAGE
-    try:
-        path.write_text(page)
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written: {error}", "the run itself is unchanged", "make room or rights there"
-        ) from error
+    output.write_text(path, page, "the run itself is unchanged")
     return path
 
 

@@ -1,7 +1,4 @@
-"""t5x_lite tpu: launches gin-configured jobs on Cloud TPU and looks after them.
-
-Loads neither JAX nor TensorFlow, but to check how a launched eval or infer is to decode.
-"""
+"""t5x_lite tpu: launches gin-configured jobs on Cloud TPU and looks after them. Loads neither JAX nor TensorFlow."""
 
 from functools import partial
 
@@ -18,15 +15,7 @@ def main(args) -> None:
 def _job(args, **given):
     """A job of flags, on top of what gin files bind, whose command the command line itself understands."""
     job = _described(args, **given)
-    command = args.parsed(list(job.command))
-    if command.verb in ("evaluate", "infer"):
-        from t5x_lite import completion
-
-        completion.strategy(command)
-    if command.verb == "evaluate":
-        from t5x_lite.verbs import evaluate_steps
-
-        evaluate_steps.plan(command)
+    args.parsed(list(job.command))
     return job
 
 

@@ -33,6 +33,13 @@ _FILE_SYSTEM = 60
 def main(args) -> None:
     """The verb: parses the gin files, then trains, or with --dry_run describes."""
     began = time.monotonic()
+    for flag in ("topology", "num_slices"):
+        if not args.dry_run and (given := getattr(args, flag)) is not None:
+            raise UserError(
+                f"--{flag}={given} is given without --dry_run",
+                "training runs on the devices of this machine",
+                f"add --dry_run, or leave --{flag} out",
+            )
     make = config.load(args.gin_file, args.gin, optional=UNUSED_WHEN_DRY if args.dry_run else ())
     job: Job = config.build(make)
     if job.vocabulary is None and job.tokens_dir is not None and not args.dry_run:
@@ -43,7 +50,7 @@ def main(args) -> None:
     if args.dry_run:
         from t5x_lite.verbs import dry_run
 
-        if args.num_slices and not args.topology:
+        if args.num_slices and args.topology is None:
             raise UserError(
                 f"--num_slices={args.num_slices} is given without --topology",
                 "it counts slices of that topology",
@@ -51,13 +58,6 @@ def main(args) -> None:
             )
         dry_run.describe(job, args.topology, args.num_slices or 1, config.resolved())
     else:
-        for flag in ("topology", "num_slices"):
-            if given := getattr(args, flag):
-                raise UserError(
-                    f"--{flag}={given} is given without --dry_run",
-                    "training runs on the devices of this machine",
-                    f"add --dry_run, or leave --{flag} out",
-                )
         with hosts.joined(hosts.place(vars(args)), job.host_timeout, lambda: loop.safe(job.model_dir)):
             train(job, config.resolved(), began)
 

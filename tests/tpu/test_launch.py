@@ -279,9 +279,6 @@ def test_on_a_tpu_vm_that_is_there(world, laid_out, capfd):
     (["train", "--topology=v5e:2x2"], "--topology stands behind --. It describes slices that are not here. Name"),
     (["train", "--num_slices", "2"], "--num_slices stands behind --"),
     (["train", "--process_id=0"], "--process_id stands behind --. The hosts of a slice find each other by its meta"),
-    (["infer", "--checkpoint=gs://b/m", "--text=a", "--seed=1"], "--decode=greedy draws nothing"),
-    (["eval", "--checkpoint=gs://b/m", "--decode=sample", "--top_p=2"], "--top_p is 2.0"),
-    (["eval", "--checkpoint=gs://b/m@7", "--follow"], "--checkpoint=gs://b/m@7 is given with --follow"),
     (["train", "eval"], "unknown argument eval"),
 ])  # fmt: skip
 def test_a_command_that_would_fail_on_a_tpu_vm_is_refused_here(command, said, world, laid_out, capfd):

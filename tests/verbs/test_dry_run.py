@@ -194,6 +194,7 @@ WRONG = {
         r"bacth in Partition\.rules is no logical axis\. Nearest: batch",
     "--gin.partition.Partition.rules={'batch':'dta'}": r"dta in Partition\.rules is no mesh axis\. Nearest: data",
     "--gin.partition.Partition.mesh={'dta':-1}": r"dta in Partition\.mesh is no mesh axis\. Nearest: data",
+    "--topology=": r"--topology= names no TPU generation\.",
     "--topology=v9:4x4": r"--topology=v9:4x4 names no TPU generation\.",
     "--topology=v5e:4x4x4": r"--topology=v5e:4x4x4 has no shape of 2 sizes\. .* --topology=v5e:4x4",
     "--topology=v5litepod-12": r"--topology=v5litepod-12 is no accelerator type of v5e\.",

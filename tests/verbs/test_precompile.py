@@ -192,6 +192,7 @@ def test_libtpu_that_is_absent_is_named_with_the_command_that_installs_it(monkey
         (["--topology=v5e:2x2", "--output=/nowhere/f.json"], "--output=/nowhere/f.json cannot be written"),
         (["--topology=v5e:2x2", "--compare=remat"], "--compare=remat is not NAME=VALUE,VALUE"),
         (["--topology=v5e:2x2", "--compare=remt=dots"], "compares remt, which is no name of a job's. Nearest: remat"),
+        (["--topology=v5e:2x2", "--compare=remat=dots", "--compare=remat=full"], "--compare names remat twice"),
         (["--topology=v5e:2x2", "--compare=remat=dots", "--program=all"], "ranked by one program"),
         (["--topology=v5e:2x2", "--compare=remat=dots", "--html=f.html"], "--html is given with --compare"),
         (["--topology=v5e:2x2", "--program=serve"], "--program cannot be serve"),
@@ -254,7 +255,8 @@ def test_a_slice_that_is_none_is_refused_before_any_variant_is_compiled(capsys):
 
 
 @pytest.mark.parametrize(
-    "hours, shown", [(0.11, "6.6 minutes"), (1.5, "1.5 hours"), (47, "47.0 hours"), (60, "2.5 days")]
+    "hours, shown",
+    [(0.001, "3.6 seconds"), (0.11, "6.6 minutes"), (1.5, "1.5 hours"), (47, "47.0 hours"), (60, "2.5 days")],
 )
 def test_durations_are_told_in_a_unit_that_fits(hours, shown):
     assert precompile_text.duration(hours) == shown
