@@ -62,7 +62,8 @@ def main(args) -> None:
     write(args.html, precompile_page.render(title, reports) if args.html else "")
     if too_large := [r for r in reports if not r["memory"]["fits"]]:
         raise RunError(
-            f"the {' and the '.join(r['program'] for r in too_large)} step does not fit on {args.topology}",
+            f"the {' and the '.join(r['program'] for r in too_large)} step does not fit on {args.topology}"
+            + (f" x {args.num_slices} slices" if args.num_slices > 1 else ""),
             too_large[0]["memory"]["verdict"],
             "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, set --gin.architecture.Architecture.remat=full, cut "
             "parameters over more chips with partition/fsdp.gin, or take a larger --topology; train --dry_run with the "

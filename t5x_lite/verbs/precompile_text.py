@@ -21,6 +21,8 @@ ASSUMPTIONS = (
     "Decoding is greedy and counts every row to the full targets length.",
 )
 
+_LEAST = 5e-6  # seconds that two decimals of a millisecond show
+
 _KINDS = ("parameters", "optimizer", "activations", "temporaries", "batch", "outputs", "code")
 
 
@@ -94,7 +96,7 @@ def _times(report: Mapping) -> list[str]:
         ("compute", "compute_s"), ("  of it custom calls", "kernels_s"), ("HBM", "hbm_s"), ("ICI", "ici_s"),
         ("DCN", "dcn_s"), ("model FLOPs at peak", "at_peak_s"),
     ):  # fmt: skip
-        if times[key] or key not in ("kernels_s", "dcn_s"):
+        if times[key] > _LEAST or key not in ("kernels_s", "dcn_s"):
             rows.append((name, f"{1e3 * times[key]:,.2f}"))
     both = [("", "step ms", "MFU", "tokens a second")]
     for name, key in (("communication hidden", "overlapped"), ("not hidden", "not_overlapped")):

@@ -66,7 +66,11 @@ def test_the_parts_of_its_memory_make_the_whole(compiled):
 def test_its_figures_follow_from_each_other(compiled):
     report = compiled[2]["reports"][0]
     flops, times, job = report["flops"], report["roofline"], report["whole_job"]
-    assert flops["traced"] == pytest.approx(flops["analytic"], rel=0.01)  # without remat
+    # Without remat attention's scores alone are computed again, and its softmax is summed by a column of ones a head.
+    layers, heads, width, rows = 2, 2, 128, 16
+    squares = layers * (512 * 512 + 114 * 114 + 114 * 512)
+    again = 2 * rows * squares * (width + heads)
+    assert flops["traced"] == pytest.approx(flops["analytic"] + again, rel=1e-3)
     chip = CHIPS["v5e"]
     assert times["at_peak_s"] == pytest.approx(flops["analytic"] / 4 / chip.peak_flops)
     slow, fast = times["not_overlapped"], times["overlapped"]
