@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.parallel.partition import Rules
@@ -52,7 +53,26 @@ def truncated(
 
 def gathered(param: nnx.Param, rules: Rules, axes: tuple[str | None, ...], dtype) -> Array:
     """A weight in the compute type, whole along `embed` (the ZeRO-3 gather)."""
-    return jax.sharding.reshard(param[...].astype(dtype), rules.without("embed").spec(*axes))
+    weight = param[...].astype(dtype)
+    if not dict(rules.table).get("embed"):
+        return weight
+    if axes[-1] == "embed":
+        # A thin shard of the last dimension fills no tile of 128 lanes: the TPU compiler would gather by all-reduce.
+        return _whole(weight.swapaxes(-1, -2), rules, (*axes[:-2], axes[-1], axes[-2])).swapaxes(-1, -2)
+    return _whole(weight, rules, axes)
+
+
+def _whole(weight: Array, rules: Rules, axes: tuple[str | None, ...]) -> Array:
+    """Gathers `embed`. Its gradient is reduced and scattered over the same devices, then summed over the other rows.
+
+    Without `reduced` every device would get the whole sum over all rows of the batch, and throw all but its share away.
+    """
+    cut, batch = (set(dict(rules.table).get(axis, ())) for axis in ("embed", "batch"))
+    # The gradient is a sum over devices only along mesh axes that cut the batch.
+    others, summed = (batch - cut, batch) if cut <= batch else (set(), set())
+    for spec, reduced in ((rules.spec(*axes), others), (rules.without("embed").spec(*axes), summed)):
+        weight = jax.sharding.reshard(weight, PartitionSpec(*spec, reduced=reduced))
+    return weight
 
 
 def dropout(x: Array, rate: float, key: Array | None, broadcast: tuple[int, ...] = ()) -> Array:
@@ -70,7 +90,7 @@ def dropout(x: Array, rate: float, key: Array | None, broadcast: tuple[int, ...]
     shape = list(x.shape)
     for axis in broadcast:
         shape[axis], spec[axis] = 1, None
-    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape), out_sharding=jax.sharding.PartitionSpec(*spec))
+    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape), out_sharding=PartitionSpec(*spec))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 

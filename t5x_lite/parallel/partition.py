@@ -28,6 +28,10 @@ from t5x_lite.errors import UserError, nearest
 MESH_AXES = ("slice", "data", "fsdp", "model")
 LOGICAL_AXES = ("batch", "length", "embed", "heads", "mlp", "vocab", "layers")
 
+# The fewest rows of a parameter's `embed` that a device may hold: the TPU compiler gathers what is thinner by
+# all-reduce, which sends twice as much (libtpu 0.0.52).
+THINNEST = 16
+
 # The logical axes that meet in one array, which a mesh axis can cut but once: parameters, then activations.
 _ARRAYS = tuple((*shared, last) for shared in (("layers", "embed"), ("batch", "length")) for last in LOGICAL_AXES[3:6])
 

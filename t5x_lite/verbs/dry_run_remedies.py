@@ -10,7 +10,7 @@ from t5x_lite import memory
 from t5x_lite.errors import UserError
 from t5x_lite.job import Job
 from t5x_lite.parallel.chips import CHIPS
-from t5x_lite.parallel.partition import batch_divisor
+from t5x_lite.parallel.partition import THINNEST, batch_divisor
 from t5x_lite.program import Program, lay_out
 
 _POLICIES = ("none", "dots", "inner", "full")  # from what keeps the most to what keeps the least
@@ -85,7 +85,7 @@ def _wider_cut(job: Job, fits: Callable, program: Program) -> str | None:
     sizes = program.mesh.shape
     model, now = sizes["model"], sizes["fsdp"] if "embed" in job.partition.rules else 1
     available = program.mesh.size // sizes["slice"] // model
-    for ways in range(now + 1, min(available, job.model.embed_dim // 128) + 1):
+    for ways in range(now + 1, min(available, job.model.embed_dim // THINNEST) + 1):
         mesh = {"data": -1, "fsdp": ways} | ({"model": model} if model > 1 else {})
         rules = {**job.partition.rules, "batch": ("slice", "data", "fsdp"), "embed": "fsdp"}
         if available % ways == 0 and fits(

@@ -14,6 +14,9 @@ from t5x_lite.program import Program
 _LARGE = 2**26
 _UNFACTORED = 2**22
 
+# What the compiler may name a gather of parameters after: what `layers.gathered` does.
+_GATHERS = ("convert_element_type", "transpose", "reshard")
+
 
 def of_job(job: Job, laid: Program, jaxpr, chip: Chip) -> list[str]:
     """What can be seen before compiling."""
@@ -65,17 +68,21 @@ def _bias_gradient(job: Job, jaxpr) -> Iterator[str]:
 
 
 def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collective]) -> Iterator[str]:
-    """All-reduces that come from the cast before a gather of parameters."""
+    """All-reduces that come from a gather of parameters."""
     failed = [
         c for c in found
-        if c.kind == "all-reduce" and c.op_name.endswith("convert_element_type") and "transpose(" not in c.op_name
+        if c.kind == "all-reduce" and c.op_name.endswith(_GATHERS) and "transpose(" not in c.op_name
     ]  # fmt: skip
     if sent := sum(c.times * c.sent for c in failed):
-        parts = max(c.devices for c in failed)
+        width, parts = job.model.embed_dim, max(c.devices for c in failed)
+        most = max(width // partition.THINNEST, 1)
+        reason = f"the compiler does not gather {width} over {parts} devices; --compare=mesh tries other cuts"
+        if parts > most:
+            reason = f"the shards of {width} over {parts} devices are too thin; "
+            reason += f"let fsdp be at most {most} and data take the rest"
         yield (
             f"gathers turned into all-reduces: {sum(c.times for c in failed)} a step send {shown(sent)} a device, "
-            f"twice what a gather would: the shards of {job.model.embed_dim} over {parts} devices are too thin; let "
-            f"fsdp be at most {max(job.model.embed_dim // 128, 1)} and data take the rest"
+            f"twice what a gather would: {reason}"
         )
 
 
