@@ -26,6 +26,7 @@ class Program:
       rules: logical axes to mesh axes.
       graphdef: for `nnx.merge` with the parameters.
       params: ShapeDtypeStructs with shardings.
+      axes: the logical axes of each parameter.
       state: the same for the whole training state.
       tx: the optimizer over stacked layers, of the parameters that are trained.
       trained: True or False for each parameter.
@@ -36,6 +37,7 @@ class Program:
     rules: partition.Rules
     graphdef: nnx.GraphDef
     params: dict
+    axes: dict
     state: dict
     tx: optax.GradientTransformation
     trained: dict
@@ -63,7 +65,7 @@ def lay_out(job: Job, mesh) -> Program:
     tx = optimizer.over_layers(job.optimizer, trainable.only(trained, axes))
     begin = partial(step.initial_state, tx=tx, trained=trained)
     state = jax.tree.map(partial(_placed, mesh), jax.eval_shape(begin, params))
-    return Program(mesh, rules, graphdef, params, state, tx, trained, _converter(job))
+    return Program(mesh, rules, graphdef, params, axes, state, tx, trained, _converter(job))
 
 
 def _converter(job: Job) -> packing.Convert:
@@ -135,6 +137,19 @@ def loss_function(job: Job, program: Program) -> step.LossFn:
     return partial(loss.batch_loss, program.graphdef, z_loss=job.z_loss, label_smoothing=job.label_smoothing)
 
 
+def _without_sums(program: Program) -> dict:
+    """The specs of parameters whose gradients stay what each device's own rows add to them.
+
+    Only products, gathers and casts can have them so: those of weights, which carry `embed`.
+    """
+    _, beside = program.rules.gradient_sums()
+
+    def spec(param: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> PartitionSpec:
+        return PartitionSpec(*param.sharding.spec, reduced=beside if "embed" in axes else set())
+
+    return jax.tree.map(spec, program.params, program.axes)
+
+
 def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict, dict]]:
     """(state, batch) -> (state, metrics), with the state donated."""
     function = step.make_train_step(
@@ -145,6 +160,7 @@ def train_step(job: Job, program: Program) -> Callable[[dict, dict], tuple[dict,
         job.microbatches,
         job.loss_normalizing_factor,
         program.trained,
+        _without_sums(program),
     )
     return jax.jit(function, donate_argnums=0, compiler_options=_compiler_options(program.mesh))
 

@@ -67,10 +67,8 @@ def _whole(weight: Array, rules: Rules, axes: tuple[str | None, ...]) -> Array:
 
     Without `reduced` every device would get the whole sum over all rows of the batch, and throw all but its share away.
     """
-    cut, batch = (set(dict(rules.table).get(axis, ())) for axis in ("embed", "batch"))
-    # The gradient is a sum over devices only along mesh axes that cut the batch.
-    others, summed = (batch - cut, batch) if cut <= batch else (set(), set())
-    for spec, reduced in ((rules.spec(*axes), others), (rules.without("embed").spec(*axes), summed)):
+    cut, beside = rules.gradient_sums()
+    for spec, reduced in ((rules.spec(*axes), beside), (rules.without("embed").spec(*axes), beside | cut)):
         weight = jax.sharding.reshard(weight, PartitionSpec(*spec, reduced=reduced))
     return weight
 

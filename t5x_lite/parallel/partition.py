@@ -55,6 +55,14 @@ class Rules:
         """The same rules with one logical axis replicated."""
         return Rules(tuple(pair for pair in self.table if pair[0] != axis))
 
+    def gradient_sums(self) -> tuple[set[str], set[str]]:
+        """The mesh axes over which the gradient of a weight with `embed` is a sum: among its cuts, and beside them.
+
+        Over both only where each device of the cut has rows of its own.
+        """
+        cut, batch = (set(dict(self.table).get(axis, ())) for axis in ("embed", "batch"))
+        return (cut, batch - cut) if cut <= batch else (set(), set())
+
     def over(self, mesh) -> "Rules":
         """The same rules without the mesh axes of one device, which cut nothing.
 

@@ -33,10 +33,11 @@ def initial_state(params: dict, tx: optax.GradientTransformation, trained: dict)
     }
 
 
-def accumulate(loss_fn: LossFn, params: dict, batch: Batch, key: Array, microbatches: int):
+def accumulate(loss_fn: LossFn, params: dict, batch: Batch, key: Array, microbatches: int, without_sums: dict):
     """Gradient of the summed loss and summed metrics, over `microbatches` equal parts of the batch.
 
-    Rows are dealt out so that every device keeps its own: part m holds rows m, m + microbatches, ...
+    Rows are dealt out so that every device keeps its own: part m holds rows m, m + microbatches, ... Devices whose
+    shares of a weight are the same each add up their own rows' gradients over all parts, and then, once, one another's.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
@@ -54,6 +55,8 @@ def accumulate(loss_fn: LossFn, params: dict, batch: Batch, key: Array, microbat
         (_, sums), grads = grad_fn(params, part, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, (grads, sums)), None
 
+    specs = jax.tree.map(lambda p: jax.typeof(p).sharding.spec, params)
+    params = jax.tree.map(jax.sharding.reshard, params, without_sums)
     parts = jax.tree.map(deal, batch)
     shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts), key)
     zeros = jax.tree.map(
@@ -61,7 +64,7 @@ def accumulate(loss_fn: LossFn, params: dict, batch: Batch, key: Array, microbat
         (shapes[1], shapes[0][1]),
     )
     (grads, sums), _ = jax.lax.scan(one, zeros, (parts, jnp.arange(microbatches)))
-    return grads, sums
+    return jax.tree.map(jax.sharding.reshard, grads, specs), sums
 
 
 def make_train_step(
@@ -72,6 +75,7 @@ def make_train_step(
     microbatches: int,
     normalizer: float | None,
     trained: dict,
+    without_sums: dict,
 ) -> Callable[[dict, Batch], tuple[dict, dict[str, Array]]]:
     """The pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -86,6 +90,8 @@ def make_train_step(
       microbatches: parts of the batch computed one after the other.
       normalizer: divisor of the summed loss; None: the number of target tokens of the batch.
       trained: True or False for each parameter; the others stay as they are, bit for bit.
+      without_sums: specs of the parameters, `reduced` over the mesh axes that gradients are summed over only after the
+        last microbatch.
     """
 
     def train_step(state: dict, batch: Batch) -> tuple[dict, dict[str, Array]]:
@@ -96,7 +102,9 @@ def make_train_step(
             return loss_fn(trainable.joined(params, frozen), batch, key)
 
         key = jax.random.fold_in(jax.random.key(seed), step)
-        grads, sums = accumulate(loss_of, params, batch, key, microbatches)
+        grads, sums = accumulate(
+            loss_of, params, batch, key, microbatches, trainable.only(trained, without_sums)
+        )
         divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         grad_norm = optax.tree.norm(grads)
