@@ -160,7 +160,8 @@ def sent_share(kind: str, devices: int) -> float:
 def first_group(attributes: str, devices: int) -> list[int]:
     """The devices that a collective joins with the first one, from any of the three ways to write groups.
 
-    `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['axis_0'=2,'axis_1'=4] {'axis_1'}`. Without groups: all devices.
+    `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['axis_0'=2,'axis_1'=4] {'axis_1'}`, whose devices may be in another
+    order: `mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}`. Without groups: all devices.
     """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return sorted({int(pairs[1]), int(pairs[2])})
@@ -173,9 +174,9 @@ def first_group(attributes: str, devices: int) -> list[int]:
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](.*?)\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         ids = np.arange(math.prod(sizes.values()))
-        if order := re.search(r"device_ids=\(\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?\)", mesh[2]):
-            source = [int(n) for n in order[2].split(",")]
-            ids = ids.reshape(source).transpose([int(n) for n in order[3].split(",")] if order[3] else None)
+        if order := re.search(r"device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)", mesh[2]):
+            source, turned = ([int(n) for n in text.split(",")] for text in order.groups())
+            ids = ids.reshape(source).transpose(turned)
         ids = ids.reshape(tuple(sizes.values()))
         index: list = []
         for name, size in sizes.items():

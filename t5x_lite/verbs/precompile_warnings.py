@@ -68,10 +68,12 @@ def _bias_gradient(job: Job, jaxpr) -> Iterator[str]:
 
 
 def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collective]) -> Iterator[str]:
-    """All-reduces that come from a gather of parameters."""
+    """All-reduces that come from a gather of parameters; a sum of gradients is over other devices than the cut."""
+    cut = set(dict(laid.rules.table).get("embed", ()))
     failed = [
         c for c in found
-        if c.kind == "all-reduce" and c.op_name.endswith(_GATHERS) and "transpose(" not in c.op_name
+        if c.kind == "all-reduce" and cut.issuperset(c.axes)
+        and c.op_name.endswith(_GATHERS) and "transpose(" not in c.op_name
     ]  # fmt: skip
     if sent := sum(c.times * c.sent for c in failed):
         width, parts = job.model.embed_dim, max(c.devices for c in failed)

@@ -26,6 +26,8 @@ def torus(mesh, sides, name="v5e"):
         ("replica_groups=[4,2]<=[2,4]T(1,0), x", [0, 4]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x", [0, 1, 2, 3]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, x", [0, 4]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_0'}, x", [0, 1]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}, x", [0, 2, 4, 6]),
         ("replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}, x", [0, 4]),
         ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}, x", [0, 1, 2, 3]),
         ("source_target_pairs={{0,1},{1,2}}", [0, 1]),

@@ -11,6 +11,8 @@ import pytest
 
 from t5x_lite import config, program
 from t5x_lite.errors import UserError
+from t5x_lite.parallel import collectives, hlo
+from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.parallel.partition import Partition
 from tests.train import tiny
 
@@ -82,10 +84,47 @@ def test_sharded_equals_unsharded_with_dropout():
     assert_same_run(alone, tiny.runner(tiny.job(tiny.shipped("2d"), **changed), devices=8)(BATCHES[:2]))
 
 
-@pytest.mark.parametrize(("parts", "devices"), [(4, 1), (2, 8)])
-def test_microbatches_equal_one_batch(parts, devices, plain):
-    partition = tiny.ONE if devices == 1 else tiny.shipped("fsdp")
+@pytest.mark.parametrize(
+    ("name", "parts"), [("data", 2), ("fsdp", 2), ("hsdp", 2), ("2d", 4), ("tensor", 4), ("multi_slice", 2), (None, 4)]
+)
+def test_microbatches_equal_one_batch(name, parts, plain):
+    partition, devices = (tiny.on_mesh(name), 8) if name else (tiny.ONE, 1)
     assert_same_run(plain, tiny.runner(tiny.job(partition, microbatches=parts), devices)(BATCHES))
+
+
+@pytest.mark.parametrize(
+    ("changed", "trainable"),
+    [
+        ({"tied_head": True}, None),
+        ({"relative_bias_per_layer": True}, None),
+        ({"structure": "language_model", "encoder_layers": 0}, None),
+        ({"adapter_dim": 16}, ["adapter", "norm"]),
+    ],
+)
+def test_microbatches_equal_one_batch_in_every_structure(changed, trainable):
+    job = tiny.job(model=dataclasses.replace(tiny.ARCHITECTURE, **changed), trainable=trainable)
+    parts = dataclasses.replace(job, partition=tiny.on_mesh("hsdp"), microbatches=2)
+    assert_same_run(tiny.runner(job)(BATCHES[:2]), tiny.runner(parts, devices=8)(BATCHES[:2]))
+
+
+def test_copies_of_weights_add_up_their_gradients_once_a_step():
+    """Not once a microbatch: between slices that is what crosses the data-centre network."""
+    partition = dataclasses.replace(tiny.shipped("multi_slice"), mesh={"slice": 2, "data": 2, "fsdp": 2})
+    mesh = partition.build(jax.devices()[:8])
+    places = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
+    torus = collectives.Torus(dict(mesh.shape), places, (2, 2, 2), (False,) * 3, CHIPS["v5p"])
+    job = tiny.job(partition, microbatches=4, batch_size=32)
+    with jax.set_mesh(mesh):
+        laid = program.lay_out(job, jax.sharding.get_mesh())
+        batch = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=laid.batch_sharding)
+            for name, x in tiny.rows(0, 32).items()
+        }
+        compiled = program.train_step(job, laid).lower(laid.state, batch).compile()
+    between = [c for c in collectives.found(hlo.parse(compiled.as_text()), torus) if c.axes == ("slice", "data")]
+    weights = [p for p in jax.tree.leaves(laid.params) if "fsdp" in p.sharding.spec]
+    assert {c.kind for c in between} == {"all-reduce"}
+    assert sum(c.times * c.bytes for c in between) == sum(4 * p.size for p in weights) // 2
 
 
 @pytest.mark.parametrize(

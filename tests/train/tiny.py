@@ -80,10 +80,10 @@ def rows(seed: int, count: int = 16) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def params() -> dict:
-    """The parameters that every run starts from, as numpy."""
+def params(model: Architecture = ARCHITECTURE) -> dict:
+    """The parameters that every run of a model starts from, as numpy."""
     with jax.set_mesh(ONE.build(jax.local_devices()[:1])):
-        return jax.device_get(network.init(ARCHITECTURE, Rules(), jax.random.key(1)))
+        return jax.device_get(network.init(model, Rules(), jax.random.key(1)))
 
 
 def on_mesh(name: str) -> Partition:
@@ -99,11 +99,13 @@ def runner(job: Job, devices: int = 1):
     mesh = job.partition.build(jax.devices()[:devices])
     with jax.set_mesh(mesh):
         laid = program.lay_out(job, jax.sharding.get_mesh())
+        # What is computed again, looped over or dropped leaves the parameters the same.
+        start = params(dataclasses.replace(job.model, remat="none", scan_layers=True, dropout_rate=0.0))
         begin, step = program.init_state(laid), program.train_step(job, laid)
 
     def run(batches):
         with jax.set_mesh(mesh):
-            state = begin(jax.tree.map(lambda x, s: hosts.put(x, s.sharding), params(), laid.params))
+            state = begin(jax.tree.map(lambda x, s: hosts.put(x, s.sharding), start, laid.params))
             found = []
             for batch in batches:
                 placed = {name: hosts.put(x, laid.batch_sharding) for name, x in batch.items()}
