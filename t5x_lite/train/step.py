@@ -102,9 +102,7 @@ def make_train_step(
             return loss_fn(trainable.joined(params, frozen), batch, key)
 
         key = jax.random.fold_in(jax.random.key(seed), step)
-        grads, sums = accumulate(
-            loss_of, params, batch, key, microbatches, trainable.only(trained, without_sums)
-        )
+        grads, sums = accumulate(loss_of, params, batch, key, microbatches, trainable.only(trained, without_sums))
         divisor = jnp.maximum(sums["weight"], 1.0) if normalizer is None else jnp.float32(normalizer)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         grad_norm = optax.tree.norm(grads)
