@@ -180,6 +180,11 @@ ENTRY %main (a: s32[], b: bf16[256,1024]) -> (s32[], bf16[256,1024]) {{
             f"gathers turned into all-reduces: 12 a step send {sent:.1f} MiB a device, twice what a gather would: "
             + reason
         ] if told else [])  # fmt: skip
+    # Copies of the weight, and what is not cut at all, have nothing to gather: they add up gradients.
+    copies = [dataclasses.replace(one, axes=("data",)) for one in found]
+    assert not precompile_warnings.of_program(of, lay_out(of), NOTHING, copies)
+    whole = job("data")
+    assert not precompile_warnings.of_program(whole, lay_out(whole), NOTHING, found + copies)
 
 
 def compiled(of, whole, width, devices=2):
