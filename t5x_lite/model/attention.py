@@ -4,11 +4,16 @@ The bias [1, H, Q, K] and the mask [B, 1, Q, K] stay apart: folded into one, the
 gradient would be accumulated for every row of the batch.
 """
 
+import functools
+import math
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from t5x_lite.model.architecture import Architecture
 from t5x_lite.model.layers import Dense, dropout, parameter
@@ -79,12 +84,29 @@ def _attend_backward(residuals, grad):
     d_scores = weights * (d_weights - jnp.swapaxes(inner, 1, 2))
     if mask is not None:
         d_scores = jnp.where(mask, d_scores, 0.0)  # of a row that sees nothing, which has weights all the same
-    d_bias = None if bias is None else jnp.sum(d_scores, axis=0, keepdims=True).astype(bias.dtype)
     d_scores = d_scores.astype(query.dtype)
+    d_bias = None if bias is None else _summed_over_rows(d_scores).astype(bias.dtype)
     d_query = jnp.einsum("bhqs,bshk->bqhk", d_scores, key)
     d_key = jnp.einsum("bhqs,bqhk->bshk", d_scores, query)
     d_value = jnp.einsum("bhqs,bqhk->bshk", weights.astype(query.dtype), grad)
     return d_query, d_key, d_value, d_bias, None
+
+
+def _summed_over_rows(x: Array) -> Array:
+    """The sum over the first dimension, which it keeps, in float32.
+
+    Row is added to row: for one reduction over 32 rows the TPU compiler reckons six times the cycles (libtpu 0.0.52).
+    """
+    sharding = jax.typeof(x).sharding
+    cut, *others = sharding.spec.partitions
+    shards = math.prod(sharding.mesh.shape[axis] for axis in (cut if isinstance(cut, tuple) else (cut,)) if axis)
+    rows = x.shape[0] // shards
+    together = max(n for n in range(1, 33) if rows % n == 0)
+    x = jnp.reshape(
+        x, (shards, rows // together, together, *x.shape[1:]), out_sharding=PartitionSpec(cut, None, None, *others)
+    )
+    added = functools.reduce(operator.add, (x[:, :, row].astype(jnp.float32) for row in range(together)))
+    return jnp.sum(added, axis=(0, 1))[None]
 
 
 _attended.defvjp(_attend_forward, _attend_backward)
