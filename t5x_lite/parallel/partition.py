@@ -2,12 +2,12 @@
 
 Logical axis names, all that the model uses:
   batch   rows of a batch
-  length  positions of a sequence
+  length  positions of a sequence; never cut
   embed   the residual stream of a parameter (d_model)
   heads   attention heads, joined with their width in the kernels
   mlp     the hidden width of the feed-forward layers
   vocab   rows of the embedding table and columns of the logits
-  layers  the stack of layers of one parameter
+  layers  the stack of layers of one parameter; never cut
 
 Activations carry `batch` and one of `heads`, `mlp`, `vocab`; their residual
 stream is never sharded, so `embed` is an axis of parameters only.
@@ -33,7 +33,7 @@ LOGICAL_AXES = ("batch", "length", "embed", "heads", "mlp", "vocab", "layers")
 THINNEST = 16
 
 # The logical axes that meet in one array, which a mesh axis can cut but once: parameters, then activations.
-_ARRAYS = tuple((*shared, last) for shared in (("layers", "embed"), ("batch", "length")) for last in LOGICAL_AXES[3:6])
+_ARRAYS = tuple((shared, last) for shared in ("embed", "batch") for last in ("heads", "mlp", "vocab"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Rules:
         return Rules(tuple(pair for pair in self.table if pair[0] != axis))
 
     def gradient_sums(self) -> tuple[set[str], set[str]]:
-        """The mesh axes over which the gradient of a weight with `embed` is a sum: among its cuts, and beside them.
+        """The mesh axes whose devices' gradients of a weight with `embed` add up: among its cuts, and beside them.
 
-        Over both only where each device of the cut has rows of its own.
+        None are named where some of the cuts hold copies of rows: JAX then sums over the batch by itself.
         """
         cut, batch = (set(dict(self.table).get(axis, ())) for axis in ("embed", "batch"))
         return (cut, batch - cut) if cut <= batch else (set(), set())
@@ -109,6 +109,12 @@ class Partition:
                 )
         for logical, axes in self.rules.items():
             _known("logical axis", logical, LOGICAL_AXES, "Partition.rules")
+            if logical in ("length", "layers") and _tuple(axes):
+                raise UserError(
+                    f"Partition.rules cuts {logical} over {axes!r}",
+                    "every device computes whole sequences and all layers, one after the other",
+                    "cut batch, embed, heads, mlp or vocab instead in --gin.partition.Partition.rules",
+                )
             for axis in _tuple(axes):
                 _known("mesh axis", axis, MESH_AXES, "Partition.rules")
         for logical in _ARRAYS:

@@ -72,13 +72,13 @@ def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collect
     cut = set(dict(laid.rules.table).get("embed", ()))
     failed = [
         c for c in found
-        if c.kind == "all-reduce" and cut.issuperset(c.axes)
-        and c.op_name.endswith(_GATHERS) and "transpose(" not in c.op_name
+        if c.kind == "all-reduce" and cut.issuperset(c.axes) and c.op_name.endswith(_GATHERS)
+        and ("transpose(" not in c.op_name or "rematted_computation" in c.op_name)
     ]  # fmt: skip
     if sent := sum(c.times * c.sent for c in failed):
         width, parts = job.model.embed_dim, max(c.devices for c in failed)
         most = max(width // partition.THINNEST, 1)
-        reason = f"the compiler does not gather {width} over {parts} devices; --compare=mesh tries other cuts"
+        reason = f"the compiler does not gather {width} over {parts} devices; set another with --gin.partition.Partition.mesh"
         if parts > most:
             reason = f"the shards of {width} over {parts} devices are too thin; "
             reason += f"let fsdp be at most {most} and data take the rest"

@@ -141,6 +141,8 @@ def test_unknown_names_are_refused(mesh, rules, said):
 
 
 @pytest.mark.parametrize("rules, said", [
+    ({"length": "model"}, "cuts length over 'model'. Every device computes whole sequences .* Cut batch, embed,"),
+    ({"layers": ("data", "fsdp")}, "cuts layers over .'data', 'fsdp'.. Every device"),
     ({"embed": "model", "mlp": "model"}, "cuts embed and mlp over the mesh axis model"),
     ({"batch": ("data", "model"), "heads": "model"}, "cuts batch and heads over the mesh axis model"),
     ({"vocab": ("model", "model")}, "cuts vocab over the mesh axis model"),

@@ -129,6 +129,7 @@ def test_moments_as_large_as_the_parameters():
     ("all-reduce", "jit(step)/jvp(encoder)/while/body/checkpoint/convert_element_type", True),
     ("all-reduce", "jit(step)/jvp(encoder)/while/body/checkpoint/transpose", True),
     ("all-reduce", "jit(step)/jvp(encoder)/while/body/checkpoint/reshard", True),
+    ("all-reduce", "jit(step)/transpose(jvp(encoder))/while/body/checkpoint/rematted_computation/layer/reshard", True),
     ("all-gather", "jit(step)/jvp(encoder)/while/body/checkpoint/convert_element_type", False),
     ("all-reduce", "jit(step)/transpose(jvp(encoder))/while/body/convert_element_type", False),
     ("all-reduce", "jit(step)/jvp(encoder)/while/body/dot_general", False),
@@ -169,7 +170,7 @@ ENTRY %main (a: s32[], b: bf16[256,1024]) -> (s32[], bf16[256,1024]) {{
     reasons = {
         128: "the shards of 128 over 16 devices are too thin; let fsdp be at most 8 and data take the rest",
         8: "the shards of 8 over 16 devices are too thin; let fsdp be at most 1 and data take the rest",
-        256: "the compiler does not gather 256 over 16 devices; --compare=mesh tries other cuts",
+        256: "the compiler does not gather 256 over 16 devices; set another with --gin.partition.Partition.mesh",
     }
     for embed, reason in reasons.items():
         of = job("fsdp", model={"embed_dim": embed})
