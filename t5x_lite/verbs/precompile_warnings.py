@@ -78,7 +78,8 @@ def _failed_gathers(job: Job, laid: Program, found: Sequence[collectives.Collect
     if sent := sum(c.times * c.sent for c in failed):
         width, parts = job.model.embed_dim, max(c.devices for c in failed)
         most = max(width // partition.THINNEST, 1)
-        reason = f"the compiler does not gather {width} over {parts} devices; set another with --gin.partition.Partition.mesh"
+        reason = f"the compiler does not gather {width} over {parts} devices; "
+        reason += "set others with --gin.partition.Partition.mesh"
         if parts > most:
             reason = f"the shards of {width} over {parts} devices are too thin; "
             reason += f"let fsdp be at most {most} and data take the rest"

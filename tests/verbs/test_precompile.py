@@ -23,9 +23,12 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """What one run in a fresh process prints and writes: (stdout, stderr, JSON, HTML)."""
-    folder = tmp_path_factory.mktemp("precompile")
-    flags = [*JOB, "--topology=v5litepod-4", "--price=2", "--output=f.json", "--html=f.html"]
+    return in_a_fresh_process(tmp_path_factory.mktemp("precompile"), "--topology=v5litepod-4")
+
+
+def in_a_fresh_process(folder, *changed):
+    """What one run prints and writes: (stdout, stderr, JSON, HTML)."""
+    flags = [*JOB, *changed, "--price=2", "--output=f.json", "--html=f.html"]
     run = (
         "import sys; from t5x_lite import cli; status = cli.run(sys.argv[1:]); "
         "sys.exit(status or any(n.startswith('tensorflow') or n == 'seqio' for n in sys.modules))"
@@ -90,6 +93,21 @@ def test_its_gathers_are_those_of_its_parameters(compiled):
     assert {tuple(c["axes"]) for c in gathers} == {("fsdp",)}
     once = 2 * report["job"]["parameters"]
     assert once * 0.95 < sum(c["bytes"] for c in gathers) < 2 * once
+
+
+@needs_libtpu
+def test_gradients_are_reduced_and_scattered_over_the_cut(tmp_path):
+    """In each microbatch; and copies add up their parts once a step, in float32."""
+    wide = [f"--gin.architecture.Architecture.{name}" for name in ("embed_dim=512", "mlp_dim=1024")]
+    wide += ["--gin.BATCH_SIZE=32", "--gin.MICROBATCHES=2"]
+    mesh = '--gin.partition.Partition.mesh={"data": -1, "fsdp": 4}'
+    *_, result, _ = in_a_fresh_process(tmp_path, "--topology=v5litepod-16", mesh, *wide)
+    (report,) = result["reports"]
+    moved = {(c["kind"], *c["axes"]): c["bytes"] for c in report["collectives"]}
+    parameters = report["job"]["parameters"]
+    # But for those of the two tables, which are thin beside their 32,128 rows.
+    assert moved["reduce-scatter", "fsdp"] == pytest.approx(2 * 2 * (parameters - 2 * 32128 * 512), rel=0.05)
+    assert moved["all-reduce", "data"] == pytest.approx(4 * parameters / 4, rel=0.01)
 
 
 @needs_libtpu

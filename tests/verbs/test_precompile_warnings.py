@@ -170,7 +170,7 @@ ENTRY %main (a: s32[], b: bf16[256,1024]) -> (s32[], bf16[256,1024]) {{
     reasons = {
         128: "the shards of 128 over 16 devices are too thin; let fsdp be at most 8 and data take the rest",
         8: "the shards of 8 over 16 devices are too thin; let fsdp be at most 1 and data take the rest",
-        256: "the compiler does not gather 256 over 16 devices; set another with --gin.partition.Partition.mesh",
+        256: "the compiler does not gather 256 over 16 devices; set others with --gin.partition.Partition.mesh",
     }
     for embed, reason in reasons.items():
         of = job("fsdp", model={"embed_dim": embed})
