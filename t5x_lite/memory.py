@@ -24,9 +24,8 @@ _ERROR, _ERROR_TPU7X = 0.15, 0.2
 
 _FLOAT = 4  # bytes of parameters, gradients and logits
 
-# Generations for which the compiler keeps attention's scores in float32 where others get by with the compute type, and
-# those for which it leaves the gradient of the logits' weights, and so the logits, to the end of the backward pass.
-_FLOAT_SCORES = ("v4", "v5p")
+# Generations for which the compiler leaves the gradient of the logits' weights, and so the logits, to the end of the
+# backward pass.
 _LATE_LOGITS = ("tpu7x",)
 
 
@@ -51,7 +50,6 @@ class Layer:
       all_heads: heads of all devices.
       projections: kernels from `embed` to `mlp`.
       item: bytes of an activation.
-      score: bytes of an attention score before its softmax.
     """
 
     rows: int
@@ -64,7 +62,6 @@ class Layer:
     mlp: int
     projections: int
     item: int
-    score: int
 
     @property
     def weights(self) -> int:
@@ -113,7 +110,7 @@ class Layer:
         each weight there is the gathered array or its gradient, not yet cut; of the position bias, which all rows
         share, squares of positions and a strip for each query.
         """
-        attention = (self.score + self.item) * self.scores + (remat not in ("none", "full")) * self.hidden
+        attention = 2 * self.item * self.scores + (remat not in ("none", "full")) * self.hidden
         again = 0 if remat == "none" else self.item * self.scores + 2 * self.stream
         feed_forward = 2 * self.hidden + again
         bias = self.all_heads * self.queries * _up(self.queries, 128)
@@ -173,7 +170,7 @@ def moments(job: Job, program: Program, generation: str | None) -> list[tuple[st
     """The moments at which a step may be at its largest: name, and bytes of gradients, activations, temporaries."""
     arch = job.model
     item = 2 if arch.dtype == "bfloat16" else 4
-    encoder, decoder = layers(job, program, generation)
+    encoder, decoder = layers(job, program)
     of_kept = kept(job, program)
     trained = bytes_a_device(trainable.only(program.trained, program.params))
     summed = trained if job.microbatches > 1 else 0
@@ -239,7 +236,7 @@ def kept(job: Job, program: Program) -> Kept:
     return Kept(**sums)
 
 
-def layers(job: Job, program: Program, generation: str | None = None) -> tuple[Layer, Layer]:
+def layers(job: Job, program: Program) -> tuple[Layer, Layer]:
     """A layer of the encoder and of the decoder."""
     arch = job.model
     item = 2 if arch.dtype == "bfloat16" else 4
@@ -259,7 +256,6 @@ def layers(job: Job, program: Program, generation: str | None = None) -> tuple[L
             mlp=_cut(program, "mlp", arch.mlp_dim),
             projections=len(arch.mlp_activations),
             item=item,
-            score=_FLOAT if generation in _FLOAT_SCORES else item,
         )
 
     return layer(inputs, 0), layer(length, 0 if arch.decoder_only else inputs)
