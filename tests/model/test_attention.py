@@ -20,16 +20,16 @@ def plain(query, key, value, bias, mask):
     return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores, axis=-1), value)
 
 
-def drawn(dtype):
+def drawn(dtype, rows=ROWS):
     rng = np.random.default_rng(0)
 
     def draw(*shape):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    query, key, value = (draw(ROWS, length, HEADS, WIDTH) for length in (QUERIES, KEYS, KEYS))
-    mask = rng.random((ROWS, 1, QUERIES, KEYS)) > 0.3
+    query, key, value = (draw(rows, length, HEADS, WIDTH) for length in (QUERIES, KEYS, KEYS))
+    mask = rng.random((rows, 1, QUERIES, KEYS)) > 0.3
     mask[0, :, 2] = False  # a query that sees nothing
-    return query, key, value, draw(1, HEADS, QUERIES, KEYS), jnp.asarray(mask), draw(ROWS, QUERIES, HEADS, WIDTH)
+    return query, key, value, draw(1, HEADS, QUERIES, KEYS), jnp.asarray(mask), draw(rows, QUERIES, HEADS, WIDTH)
 
 
 def with_gradients(function, arguments, cotangent):
@@ -53,6 +53,17 @@ def test_output_and_gradients_are_those_of_the_plain_formula(has_bias, has_mask)
     expected = with_gradients(theirs, arguments, cotangent)
     for found, wanted in zip(with_gradients(ours, arguments, cotangent), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 33, 37, 64])
+def test_the_gradient_of_the_bias_is_the_sum_over_any_number_of_rows(rows):
+    """Rows are added one to another in groups of up to 32, of the same size."""
+    query, key, value, bias, mask, cotangent = drawn(jnp.float32, rows)
+    *_, found = with_gradients(
+        lambda *x: dot_product_attention(*x, mask, 0.0, None), (query, key, value, bias), cotangent
+    )
+    *_, wanted = with_gradients(lambda *x: plain(*x, mask), (query, key, value, bias), cotangent)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
 
 
 def test_in_bfloat16_output_and_gradients_are_within_its_precision():
