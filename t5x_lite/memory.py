@@ -18,9 +18,8 @@ from t5x_lite.parameter_table import bytes_a_device
 from t5x_lite.program import Program, abstract_batch, loss_function
 from t5x_lite.train import trainable
 
-# Largest difference from the compiler's peak, in parts of it, that tests allow: where a shipped example runs, and on
-# tpu7x, whose compiler orders the loss and the backward pass in other ways.
-_ERROR, _ERROR_TPU7X = 0.15, 0.2
+# Largest difference from the compiler's peak, in parts of it, that tests allow.
+ERROR = 0.15
 
 _FLOAT = 4  # bytes of parameters, gradients and logits
 
@@ -137,11 +136,6 @@ class Estimate:
 
     def kinds(self) -> dict[str, int]:
         return {name: value for name, value in vars(self).items() if name != "moment"}
-
-
-def error(generation: str | None) -> float:
-    """How far the estimate may be from the compiler's peak, in parts of it."""
-    return _ERROR_TPU7X if generation == "tpu7x" else _ERROR
 
 
 def estimate(job: Job, program: Program, generation: str | None = None) -> Estimate:

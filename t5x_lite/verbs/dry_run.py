@@ -104,10 +104,10 @@ def _judge(job: Job, program: Program, estimate: memory.Estimate, wanted, num_sl
     """
     from t5x_lite.verbs.dry_run_remedies import remedies
 
-    usable, error = chips.CHIPS[wanted.generation].usable_bytes, memory.error(wanted.generation)
-    doubt = f"the estimate may be {error:.0%} off, precompile asks the compiler"
+    usable = chips.CHIPS[wanted.generation].usable_bytes
+    doubt = f"the estimate may be {memory.ERROR:.0%} off, precompile asks the compiler"
     if estimate.peak <= usable:
-        close = estimate.peak * (1 + error) > usable
+        close = estimate.peak * (1 + memory.ERROR) > usable
         print(f"fits: {shown(usable)} of a device are usable" + f"; {doubt}" * close)
         return
     changes = remedies(job, program, wanted, num_slices)
@@ -117,7 +117,7 @@ def _judge(job: Job, program: Program, estimate: memory.Estimate, wanted, num_sl
         if changes
         else "no remat, smaller batch, wider cut of parameters or larger slice of the kind would do alone"
     )
-    if estimate.peak > usable * (1 + error):
+    if estimate.peak > usable * (1 + memory.ERROR):
         raise RunError(f"the job does not fit on {num_slices} x {wanted.accelerator_type}", needs, fix)
     print(f"warning: the job may not fit: {needs}; {doubt}. {fix[:1].upper()}{fix[1:]}")
 
