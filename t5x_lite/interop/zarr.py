@@ -61,7 +61,7 @@ def _told(action: Callable, name: str, where):
     """What `action` gives; TensorStore's errors in our words."""
     try:
         return action()
-    # NotImplementedError: TensorStore lacks the codec of the chunks.
+    # TensorStore itself raises NotImplementedError, of a format that this build of it cannot decode.
     except (ValueError, OSError, NotImplementedError) as error:
         raise UserError(
             f"{name} in {where} cannot be read",

@@ -23,6 +23,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
+    """One run for all tests that read the same."""
     return in_a_fresh_process(tmp_path_factory.mktemp("precompile"), "--topology=v5litepod-4")
 
 
