@@ -13,8 +13,6 @@ from t5x_lite import program
 from t5x_lite.errors import UserError
 from t5x_lite.model import network, sampling
 from t5x_lite.model.decoding import Strategy
-from t5x_lite.parallel import collectives, hlo
-from t5x_lite.parallel.chips import CHIPS
 from tests.model import beam_reference
 from tests.train import tiny
 
@@ -312,8 +310,6 @@ def test_weights_are_gathered_once_and_not_in_each_step():
         decode = program.generate_step([laid], Strategy("greedy"), LENGTH, -1)
         tokens = jax.ShapeDtypeStruct((8, 12), np.int32, sharding=laid.batch_sharding)
         compiled = decode.lower((laid.params,), tokens, np.arange(8, dtype=np.int32)).compile()
-    places = np.stack(np.unravel_index(np.arange(8), (4, 2)), axis=1)
-    torus = collectives.Torus(dict(mesh.shape), places, (4, 2), (False, False), CHIPS["v5e"])
-    found = collectives.found(hlo.parse(compiled.as_text()), torus)
+    found = tiny.collectives_of(compiled, dict(mesh.shape))
     gathered = sum(c.times * c.bytes for c in found if c.kind == "all-gather" and c.axes == ("fsdp",))
     assert gathered == sum(4 * p.size for p in jax.tree.leaves(laid.params) if "fsdp" in p.sharding.spec)

@@ -8,9 +8,9 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from t5x_lite.model import layers
-from t5x_lite.parallel import collectives, hlo
-from t5x_lite.parallel.chips import CHIPS
+from t5x_lite.parallel import hlo
 from t5x_lite.parallel.partition import Partition
+from tests.train import tiny
 
 pytestmark = pytest.mark.sharded
 
@@ -46,10 +46,7 @@ def gradient(partition: Partition, case: str):
 def test_gradients_come_back_in_shares(case):
     """The devices of a cut add up whole kernels; what each then keeps is all that copies of the cut exchange."""
     compiled, placed = gradient(Partition(MESH, RULES), case)
-    places = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
-    torus = collectives.Torus(MESH, places, (2, 2, 2), (False,) * 3, CHIPS["v5p"])
-    module = hlo.parse(compiled.as_text())
-    found = collectives.found(module, torus)
+    found = tiny.collectives_of(compiled, MESH)
     whole = 4 * D * F // MESH["model"]
     # On a CPU, XLA scatters by an all-reduce among the devices of the cut, of which each keeps its share.
     assert sorted((one.kind, one.axes, one.bytes) for one in found if one.axes != ("model",)) == [
@@ -58,7 +55,9 @@ def test_gradients_come_back_in_shares(case):
         ("all-reduce", ("fsdp",), whole),
     ]
     # `embed` leads, whichever side of the kernel it is: shards stay whole rows.
-    gathers = [one.shapes[0].dims for one, _ in hlo.executed(module) if one.opcode == "all-gather"]
+    gathers = [
+        one.shapes[0].dims for one, _ in hlo.executed(hlo.parse(compiled.as_text())) if one.opcode == "all-gather"
+    ]
     assert gathers == [(D, F // MESH["model"])]
     alone, of_one = gradient(Partition({}, {}), case)
     np.testing.assert_allclose(compiled(*placed), alone(*of_one), rtol=1e-4, atol=1e-4)

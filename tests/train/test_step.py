@@ -11,8 +11,6 @@ import pytest
 
 from t5x_lite import config, program
 from t5x_lite.errors import UserError
-from t5x_lite.parallel import collectives, hlo
-from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.parallel.partition import Partition
 from tests.train import tiny
 
@@ -111,8 +109,6 @@ def test_copies_of_weights_add_up_their_gradients_once_a_step():
     """Not once a microbatch: between slices that is what crosses the data-centre network."""
     partition = dataclasses.replace(tiny.shipped("multi_slice"), mesh={"slice": 2, "data": 2, "fsdp": 2})
     mesh = partition.build(jax.devices()[:8])
-    places = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
-    torus = collectives.Torus(dict(mesh.shape), places, (2, 2, 2), (False,) * 3, CHIPS["v5p"])
     job = tiny.job(partition, microbatches=4, batch_size=32)
     with jax.set_mesh(mesh):
         laid = program.lay_out(job, jax.sharding.get_mesh())
@@ -121,7 +117,7 @@ def test_copies_of_weights_add_up_their_gradients_once_a_step():
             for name, x in tiny.rows(0, 32).items()
         }
         compiled = program.train_step(job, laid).lower(laid.state, batch).compile()
-    between = [c for c in collectives.found(hlo.parse(compiled.as_text()), torus) if c.axes == ("slice", "data")]
+    between = [c for c in tiny.collectives_of(compiled, dict(mesh.shape)) if c.axes == ("slice", "data")]
     weights = [p for p in jax.tree.leaves(laid.params) if "fsdp" in p.sharding.spec]
     assert {c.kind for c in between} == {"all-reduce"}
     assert sum(c.times * c.bytes for c in between) == sum(4 * p.size for p in weights) // 2

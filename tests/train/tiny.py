@@ -11,7 +11,8 @@ from t5x_lite import config, program
 from t5x_lite.job import Job
 from t5x_lite.model import network
 from t5x_lite.model.architecture import Architecture
-from t5x_lite.parallel import hosts
+from t5x_lite.parallel import collectives, hlo, hosts
+from t5x_lite.parallel.chips import CHIPS
 from t5x_lite.parallel.partition import Partition, Rules
 from t5x_lite.train import optimizer, schedule
 
@@ -89,6 +90,14 @@ def params(model: Architecture = ARCHITECTURE) -> dict:
 def on_mesh(name: str) -> Partition:
     """The shipped layout on the mesh above."""
     return dataclasses.replace(shipped(name), mesh=MESHES[name])
+
+
+def collectives_of(compiled, sizes: dict[str, int]) -> list[collectives.Collective]:
+    """What the devices of a compiled program say to each other, on a mesh of these sizes."""
+    sides = tuple(sizes.values())
+    places = np.stack(np.unravel_index(np.arange(np.prod(sides)), sides), axis=1)
+    torus = collectives.Torus(sizes, places, sides, (False,) * len(sides), CHIPS["v5p"])
+    return collectives.found(hlo.parse(compiled.as_text()), torus)
 
 
 def runner(job: Job, devices: int = 1):
